@@ -1,0 +1,3 @@
+"""Hallucination-aware training and steering of multimodal large language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Generation, measures of hallucination, representation diagnostics and their statistics."""

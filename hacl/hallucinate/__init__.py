@@ -1,0 +1,1 @@
+"""Hallucinated-caption generators and their filters."""

@@ -1,0 +1,1 @@
+"""Adapters to stock `transformers` classes, contrastive heads and the small offline models."""

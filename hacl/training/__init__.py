@@ -1,0 +1,1 @@
+"""The packed objective and everything that runs it: trainer, caches, checkpoints, export."""
