@@ -1,0 +1,184 @@
+"""Read typed configuration: YAML without duplicate keys, `section.key=value` overrides, dataclasses checked key by key.
+
+Knows no setting by name: any nested dataclass can be the schema.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, key and fix."""
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with the line of help for `train.py --help`; mutable defaults are copied per instance."""
+    if isinstance(default, type):
+        return field(default_factory=default, metadata={"help": help})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice in one mapping, and reads 1e-3 as a number as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigError(f"{node.start_mark.name}:{key_node.start_mark.line + 1}: key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    loader = _UniqueKeyLoader(text)
+    loader.name = where
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict:
+    """Read one YAML mapping; `defaults: other.yaml` is read first and overridden key by key."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"configuration file not found: {path}")
+    if path.resolve() in _seen:
+        raise ConfigError(f"{path}: 'defaults' refers back to a file that is being read")
+    data = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, got {type(data).__name__}")
+    parent = data.pop("defaults", None)
+    if parent is None:
+        return data
+    return merge(read_yaml(path.parent / str(parent), (*_seen, path.resolve())), data)
+
+
+def merge(base: dict, over: dict) -> dict:
+    """Nested dictionaries merged key by key, `over` wins; neither argument is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_overrides(overrides: typing.Sequence[str]) -> dict:
+    """`["train.epochs=2", "data.path=[a, b]"]` to nested dictionaries; values are YAML scalars, lists or mappings."""
+    merged: dict = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"override {text!r}: expected section.key=value, e.g. train.epochs=2")
+        nested: Any = _parse_yaml(value, f"override {name.strip()}")
+        for part in reversed(name.strip().split(".")):
+            nested = {part: nested}
+        merged = merge(merged, nested)
+    return merged
+
+
+def _coerce(value: Any, hint: Any, key: str, where: str, root: type) -> Any:
+    """`value` checked against a type hint; integers become floats and a lone string a list where the field says so."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {key} is a section and needs keys below it, got {value!r}")
+        return from_dict(hint, value, where=where, prefix=f"{key}.", root=root)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {key} must be one of {', '.join(map(str, arguments))}; got {value!r}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            if option is type(None) and value is None:
+                return None
+            if option is not type(None) and value is not None:
+                try:
+                    return _coerce(value, option, key, where, root)
+                except ConfigError:
+                    continue
+        names = " or ".join("null" if a is type(None) else getattr(a, "__name__", str(a)) for a in arguments)
+        raise ConfigError(f"{where}: {key} must be {names}; got {value!r}")
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [_coerce(item, arguments[0], f"{key}[{i}]", where, root) for i, item in enumerate(items)]
+    if hint is float:
+        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif hint in (int, bool, str) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where}: {key} must be {hint.__name__}; got {value!r} ({type(value).__name__})")
+
+
+def from_dict(
+    schema: type, data: dict, *, where: str = "configuration", prefix: str = "", root: type | None = None
+) -> Any:
+    """Build a (nested) dataclass from a mapping; errors name `where` and the dotted key.
+
+    `root` is the outermost schema, searched for a key that was put in the wrong section. Raises ConfigError for an unknown key (with the nearest valid name) or a value of another type.
+    """
+    root = root or schema
+    hints = typing.get_type_hints(schema)
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
+            elsewhere = [name for name in _all_keys(root) if name.split(".")[-1] == key]
+            if elsewhere:
+                hint = f"did you mean {elsewhere[0]!r}?"
+            elif near:
+                hint = f"did you mean {prefix + near[0]!r}?"
+            else:
+                hint = f"known keys: {', '.join(prefix + n for n in hints)}"
+            raise ConfigError(f"{where}: unknown key {prefix + str(key)!r}; {hint}")
+    return schema(**{key: _coerce(value, hints[key], prefix + key, where, root) for key, value in data.items()})
+
+
+def _all_keys(schema: type, prefix: str = "") -> list[str]:
+    names = []
+    for item in dataclasses.fields(schema):
+        hint = typing.get_type_hints(schema)[item.name]
+        if dataclasses.is_dataclass(hint):
+            names += _all_keys(hint, f"{prefix}{item.name}.")
+        else:
+            names.append(prefix + item.name)
+    return names
+
+
+def describe(schema: type, prefix: str = "") -> list[str]:
+    """One line per key: `name: type = default  help`, for `--help` and the configuration reference."""
+    lines = []
+    defaults = schema()
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            lines += [f"{prefix}{item.name}: {item.metadata['help']}"] + describe(hint, f"{prefix}{item.name}.")
+            continue
+        if typing.get_origin(hint) is Literal:
+            kind = "|".join(map(str, typing.get_args(hint)))
+        else:
+            kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+        default = getattr(defaults, item.name)
+        lines.append(f"  {prefix}{item.name} ({kind}, default {json.dumps(default)}): {item.metadata['help']}")
+    return lines
