@@ -136,7 +136,8 @@ def from_dict(
 ) -> Any:
     """Build a (nested) dataclass from a mapping; errors name `where` and the dotted key.
 
-    `root` is the outermost schema, searched for a key that was put in the wrong section. Raises ConfigError for an unknown key (with the nearest valid name) or a value of another type.
+    `root` is the outermost schema, searched for a key that was put in the wrong section. Raises ConfigError for an
+    unknown key (with the nearest valid name) or a value of another type.
     """
     root = root or schema
     hints = typing.get_type_hints(schema)
