@@ -1,0 +1,244 @@
+"""Promises about the project as a whole: layers, forbidden constructs, command-line help, documents, environments."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE_FILES = sorted((ROOT / "hacl").rglob("*.py"))
+COMMANDS = sorted([ROOT / "train.py", *(ROOT / "scripts").glob("*.py"), *(ROOT / "data_prep").glob("*.py")])
+SOURCE_FILES = PACKAGE_FILES + [path for path in COMMANDS if path.exists()]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# What each part of the package may import besides itself. Lower layers come first.
+LAYERS = {
+    "config": set(),
+    "data": {"config"},
+    "hallucinate": {"config", "data"},
+    "losses": set(),
+    "models": {"config", "data"},
+    "pocket": {"config", "data", "hallucinate", "models", "losses", "training", "evaluation", "report"},
+    "smol": {"config", "data", "hallucinate", "models", "losses", "training", "evaluation", "report"},
+    "training": {"config", "data", "models", "losses"},
+    "representations": {"config", "data", "models"},
+    "steering": {"config", "data", "models", "representations"},
+    "evaluation": {"config", "data", "models", "losses", "representations", "steering"},
+    "compare": {"config", "data", "models", "representations", "steering", "evaluation"},
+    "report": set(),
+}
+
+# Modules that promise to work where torch is not installed.
+TORCH_FREE = ["config.py", "data/records.py", "data/images.py", "hallucinate", "report"]
+TORCH_FREE += [f"evaluation/{name}.py" for name in ("chair", "pope", "statistics")]
+HEAVY = {"torch", "transformers", "deepspeed", "peft", "open_clip", "timm", "accelerate", "datasets"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """(line, dotted module) of every import; `from a import b` counts as a.b, so submodules are seen."""
+    found = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = list(path.relative_to(ROOT).parts[: -node.level])
+                base = ".".join(package + ([base] if base else []))
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+    return found
+
+
+def layer_of(module: str) -> str | None:
+    """The layer a module of the package belongs to: its folder, or config for a file directly in hacl/."""
+    parts = module.split(".")
+    if parts[0] != "hacl" or len(parts) == 1 or parts[1].startswith("__"):
+        return None
+    return "config" if (ROOT / "hacl" / f"{parts[1]}.py").exists() else parts[1]
+
+
+def test_each_layer_imports_only_the_layers_below_it():
+    wrong = []
+    for path in PACKAGE_FILES:
+        own = layer_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        assert own is None or own in LAYERS, f"{name_of(path)}: say in LAYERS what hacl.{own} may import"
+        allowed = LAYERS[own] | {own} if own else set()
+        for line, module in imports_of(path):
+            layer = layer_of(module)
+            if layer is not None and layer not in allowed:
+                wrong.append(f"{name_of(path)}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_package_never_imports_commands_or_tests():
+    wrong = [
+        f"{name_of(path)}:{line} imports {module}"
+        for path in SOURCE_FILES
+        for line, module in imports_of(path)
+        if module.split(".")[0] in {"scripts", "data_prep", "train", "tests"}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_losses_import_only_torch_einops_and_the_standard_library():
+    allowed = {"torch", "einops", "hacl", *sys.stdlib_module_names}
+    wrong = [
+        f"{name_of(path)}:{line} imports {module}"
+        for path in PACKAGE_FILES
+        if path.is_relative_to(ROOT / "hacl" / "losses")
+        for line, module in imports_of(path)
+        if module.split(".")[0] not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def torch_free_files() -> list[Path]:
+    return [p for p in PACKAGE_FILES if any(p.is_relative_to(ROOT / "hacl" / entry) for entry in TORCH_FREE)]
+
+
+def test_records_generators_scorers_and_reports_never_import_torch():
+    wrong = [
+        f"{name_of(path)}:{line} imports {module}"
+        for path in torch_free_files()
+        for line, module in imports_of(path)
+        if module.split(".")[0] in HEAVY
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_torch_free_modules_loads_nothing_heavy():
+    names = [name_of(path).removesuffix(".py").removesuffix("/__init__") for path in torch_free_files()]
+    modules = [name.replace("/", ".") for name in names]
+    program = f"""
+import importlib, sys
+for module in {modules!r}:
+    importlib.import_module(module)
+    loaded = {HEAVY!r} & set(sys.modules)
+    assert not loaded, f"{{module}} loads {{sorted(loaded)}}"
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def forbidden(node: ast.AST) -> str | None:
+    """What is wrong with one syntax node, or None."""
+    unsafe_modules = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
+    if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in unsafe_modules for alias in node.names):
+        return "imports a pickle reader"
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in unsafe_modules:
+        return "imports a pickle reader"
+    if not isinstance(node, ast.Call):
+        return None
+    called = ast.unparse(node.func)
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if called == "torch.load" and keywords.get("weights_only") != "True":
+        return "torch.load without weights_only=True"
+    if called in {"yaml.load", "yaml.full_load", "yaml.unsafe_load"}:
+        return f"{called}; use yaml.safe_load"
+    if called in {"eval", "exec", "os.system", "os.popen"}:
+        return f"calls {called}"
+    for name in ("shell", "allow_pickle", "trust_remote_code"):
+        if keywords.get(name, "False") not in {"False", "None"}:
+            return f"{name}={keywords[name]}"
+    return None
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import pickle", "from pickle import loads", "torch.load(p)", "torch.load(p, weights_only=False)",
+     "yaml.load(f)", "subprocess.run(c, shell=True)", "np.load(p, allow_pickle=True)", "eval(s)",
+     "AutoModel.from_pretrained(p, trust_remote_code=True)", "AutoModel.from_pretrained(p, trust_remote_code=flag)"],
+)  # fmt: skip
+def test_the_search_for_unsafe_constructs_sees(code):
+    assert any(forbidden(node) for node in ast.walk(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code", ["torch.load(p, weights_only=True)", "yaml.safe_load(f)", "model.eval()", "run(c, shell=False)"]
+)
+def test_the_search_for_unsafe_constructs_leaves_alone(code):
+    assert not any(forbidden(node) for node in ast.walk(ast.parse(code)))
+
+
+def test_no_pickle_shell_string_unsafe_yaml_or_remote_code_in_the_project():
+    wrong = [
+        f"{name_of(path)}:{node.lineno} {why}"
+        for path in SOURCE_FILES
+        for node in ast.walk(tree_of(path))
+        if (why := forbidden(node))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path.exists()], ids=name_of)
+def test_every_command_explains_itself_without_loading_torch(path):
+    program = f"""
+import runpy, sys
+sys.argv = [{path.name!r}, "--help"]
+try:
+    runpy.run_path({str(path)!r}, run_name="__main__")
+except SystemExit as stop:
+    assert stop.code in (0, None), f"--help ended with {{stop.code}}"
+loaded = {HEAVY!r} & set(sys.modules)
+assert not loaded, f"--help loads {{sorted(loaded)}}"
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "--help prints nothing"
+
+
+def test_files_stay_small_enough_to_hold_in_the_head():
+    long = {
+        name_of(path): lines
+        for path in [*SOURCE_FILES, *sorted((ROOT / "tests").rglob("*.py"))]
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) >= 400
+    }
+    assert not long, f"split these: {long}"
+
+
+def test_every_module_says_what_it_is_responsible_for():
+    silent = [name_of(path) for path in SOURCE_FILES if not ast.get_docstring(tree_of(path))]
+    assert not silent, f"no module docstring: {silent}"
+
+
+def test_environment_yml_and_pyproject_describe_the_same_environment():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    plain = [entry for entry in conda["dependencies"] if isinstance(entry, str)]
+    pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    assert {Requirement(entry).name for entry in plain} == {"python", "pip"}, "the rest belongs in pyproject.toml"
+    python = next(Requirement(entry) for entry in plain if Requirement(entry).name == "python")
+    assert python.specifier == SpecifierSet(PROJECT["requires-python"])
+    assert pip == ["-e .[dev]"]
+    assert "dev" in PROJECT["optional-dependencies"]
+
+
+def test_the_torch_pair_is_pinned_exactly():
+    pins = {(r := Requirement(line)).name: str(r.specifier) for line in PROJECT["dependencies"]}
+    for name in ("torch", "torchvision"):
+        assert re.fullmatch(r"==\d+\.\d+\.\d+", pins[name]), f"{name}{pins[name]} lets pip swap builds"
+
+
+def test_pyproject_and_set_up_accept_the_same_pythons():
+    lower, upper = re.search(r"\((\d, \d+)\) <= sys.version_info\[:2\] < \((\d, \d+)\)",
+                             (ROOT / "scripts" / "setup.sh").read_text()).groups()  # fmt: skip
+    expected = SpecifierSet(f">={lower.replace(', ', '.')},<{upper.replace(', ', '.')}")
+    assert SpecifierSet(PROJECT["requires-python"]) == expected
