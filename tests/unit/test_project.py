@@ -38,6 +38,9 @@ LAYERS = {
     "report": set(),
 }
 
+# "Nothing but results": the one module a report may import is the one that defines an interval.
+RESULTS = "hacl.evaluation.statistics"
+
 # Modules that promise to work where torch is not installed.
 TORCH_FREE = ["config.py", "data/records.py", "data/images.py", "hallucinate", "report"]
 TORCH_FREE += [f"evaluation/{name}.py" for name in ("chair", "pope", "statistics")]
@@ -84,6 +87,8 @@ def test_each_layer_imports_only_the_layers_below_it():
         allowed = LAYERS[own] | {own} if own else set()
         for line, module in imports_of(path):
             layer = layer_of(module)
+            if own == "report" and module.startswith(RESULTS):
+                continue
             if layer is not None and layer not in allowed:
                 wrong.append(f"{name_of(path)}:{line} imports {module}")
     assert not wrong, "\n".join(wrong)
