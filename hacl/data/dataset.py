@@ -1,0 +1,182 @@
+"""From a record to one training sample: which captions are drawn, and the token sequences they become.
+
+Drawing is a pure function of (seed, epoch, record id), so it does not depend on workers, ranks or resuming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hacl.data.images import load_image, resolve_image
+from hacl.data.records import HALLUCINATION_TYPES, HallucinatedCaption, Record
+from hacl.data.templates import IMAGE_MARK, EncodedSequence, SequenceEncoder
+
+
+@dataclass
+class Sample:
+    """One record as token sequences. C captions and K hallucinated captions are roots (lists of token ids)."""
+
+    index: int
+    record_id: str
+    image_paths: list[str]
+    pixels: list[Tensor]
+    generation: EncodedSequence
+    hallucinated_generations: list[EncodedSequence] = field(default_factory=list)
+    image_root: EncodedSequence | None = None
+    contrastive_image: bool = False
+    caption_roots: list[list[int]] = field(default_factory=list)
+    hallucinated_roots: list[list[int]] = field(default_factory=list)
+    hallucinated_types: list[int] = field(default_factory=list)
+    image_id: int = 0
+    caption_keys: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences of the sample: what length grouping sorts by."""
+        roots = [self.generation, *self.hallucinated_generations, *self.caption_roots, *self.hallucinated_roots]
+        return sum(len(root) for root in roots)
+
+
+def stable_key(text: str) -> int:
+    """A 63-bit integer that names a text in every process: equal texts, equal keys."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class TrainingDataset(Dataset):
+    """Map-style dataset of `Sample`s.
+
+    records: parsed records; encoder: token sequences; image_root: folder that image paths are relative to; objective:
+    an ObjectiveConfig (how many captions, which form, which terms are on); seed: of the caption draw; load_pixels:
+    false when features of the images are cached.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        encoder: SequenceEncoder,
+        *,
+        image_root: Path | str | None,
+        objective,
+        seed: int,
+        load_pixels: bool = True,
+    ):
+        self.records = records
+        self.encoder = encoder
+        self.image_root = None if image_root is None else Path(image_root)
+        self.objective = objective
+        self.seed = seed
+        self.load_pixels = load_pixels
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        try:
+            return self._sample(index, record)
+        except (ValueError, OSError) as error:
+            raise type(error)(f"record {record.id!r}: {error}") from error
+
+    def texts(self) -> list[str]:
+        """Every caption and hallucinated caption a sample may draw: what a cache of text states must hold."""
+        found: dict[str, None] = {}
+        for record in self.records:
+            if self._is_contrastive(record):
+                found.update(dict.fromkeys(record.captions))
+                if self.objective.num_hallucinated:
+                    found.update(dict.fromkeys(h.text for h in record.hallucinated))
+        return list(found)
+
+    def _sample(self, index: int, record: Record) -> Sample:
+        draw = random.Random(f"{self.seed}/{self.epoch}/{record.id}")
+        captions = self._draw_captions(record, draw)
+        hallucinated = self._draw_hallucinated(record, captions, draw)
+        generation = self._generation(record, captions)
+        sample = Sample(
+            index=index,
+            record_id=record.id,
+            image_paths=list(record.images),
+            pixels=self._pixels(record) if self.load_pixels else [],
+            generation=generation,
+            image_id=stable_key(record.image_id),
+        )
+        if len(generation.image_spans) != len(record.images):
+            raise ValueError(
+                f"{len(record.images)} image(s) but {len(generation.image_spans)} {IMAGE_MARK} mark(s) in the "
+                "conversation; write one mark per image"
+            )
+        if self.objective.likelihood_margin_weight and not record.conversation and record.images:
+            sample.hallucinated_generations = [self.encoder.caption_sequence(h.text) for h in hallucinated]
+            sample.hallucinated_types = [HALLUCINATION_TYPES.index(h.type) for h in hallucinated]
+        if self.objective.contrastive_weight and self._is_contrastive(record):
+            strict = self.objective.form == "strict"
+            sample.contrastive_image = strict or self._image_comes_first(record)
+            sample.image_root = self.encoder.strict_image_root() if strict else None
+            sample.caption_roots = [self.encoder.root(text) for text in captions]
+            sample.caption_keys = [stable_key(text) for text in captions]
+            sample.hallucinated_roots = [self.encoder.root(h.text) for h in hallucinated]
+            sample.hallucinated_types = [HALLUCINATION_TYPES.index(h.type) for h in hallucinated]
+        return sample
+
+    def _is_contrastive(self, record: Record) -> bool:
+        return len(record.images) == 1 and bool(record.captions)
+
+    def _image_comes_first(self, record: Record) -> bool:
+        """In-place reading is exact only when nothing specific to the sample precedes the image."""
+        if not record.conversation or self.encoder.template == "plain":
+            return True
+        return record.conversation[0].text.lstrip().startswith(IMAGE_MARK)
+
+    def _draw_captions(self, record: Record, draw: random.Random) -> list[str]:
+        wanted = max(1, self.objective.num_captions)
+        indices = draw.sample(range(len(record.captions)), min(wanted, len(record.captions)))
+        return [record.captions[i] for i in indices]
+
+    def _draw_hallucinated(self, record: Record, captions: list[str], draw: random.Random) -> list[HallucinatedCaption]:
+        """Edits of the first drawn caption come first, then edits of the record's other captions."""
+        pool = list(record.hallucinated)
+        draw.shuffle(pool)
+        first = record.captions.index(captions[0]) if captions else None
+        pool.sort(key=lambda h: h.of is not None and h.of != first)
+        return pool[: self.objective.num_hallucinated]
+
+    def _generation(self, record: Record, captions: list[str]) -> EncodedSequence:
+        needs_answer = bool(self.objective.lm_weight or self.objective.likelihood_margin_weight)
+        if record.conversation and self.encoder.template == "chat":
+            turns = [(turn.role, turn.text) for turn in self._image_first(record).conversation]
+            return self.encoder.conversation_sequence(turns)
+        if not captions:
+            captions = [turn.text for turn in record.conversation if turn.role == "assistant"][:1]
+        if not captions:
+            raise ValueError("neither a caption nor an assistant turn to learn from")
+        return self.encoder.caption_sequence(captions[0], with_image=bool(record.images), answer=needs_answer)
+
+    def _image_first(self, record: Record) -> Record:
+        """Move the one image mark of a captioned record to the front of the first user turn."""
+        turns = record.conversation
+        if not self._is_contrastive(record) or not turns or turns[0].text.count(IMAGE_MARK) != 1:
+            return record
+        if turns[0].text.lstrip().startswith(IMAGE_MARK):
+            return record
+        text = turns[0].text.replace(IMAGE_MARK, "").strip()
+        return replace(record, conversation=(replace(turns[0], text=f"{IMAGE_MARK}\n{text}"), *turns[1:]))
+
+    def _pixels(self, record: Record) -> list[Tensor]:
+        if record.images and self.image_root is None:
+            raise ValueError("the record names an image but data.image_root is not set")
+        processor = self.encoder.processor.image_processor
+        return [
+            processor(load_image(resolve_image(self.image_root, path)), return_tensors="pt")["pixel_values"][0]
+            for path in record.images
+        ]

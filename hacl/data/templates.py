@@ -1,0 +1,176 @@
+"""Turn text into the token sequences of a training step: generation sequences with labels, and contrastive roots.
+
+Generation sequence, template `plain` (LLaVA's stage-1 form, arXiv 2304.08485 section 4.2): BOS, image tokens, prompt,
+answer, EOS, where the answer is the label. Template `chat`: the processor's chat template; a token is a label when it
+overlaps the text an assistant turn adds to the rendering, found from character offsets and never by splitting strings.
+Contrastive root: BOS, text, EOS; the text is truncated, never the EOS, and lengths are carried, never searched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass
+class EncodedSequence:
+    """One root of the packed step.
+
+    ids and is_label have equal length (T); `is_label[t]` says that token t is predicted (by the state at t-1).
+    image_spans are [start, end) of each image's tokens, in the order of the images.
+    """
+
+    ids: list[int]
+    is_label: list[bool]
+    image_spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def probe_image_tokens(processor) -> int:
+    """How many tokens the processor writes for one image, from its own expansion.
+
+    Raises ValueError when the number depends on the image's shape (such families need their own adapter).
+    """
+    counts = set()
+    for size in ((64, 48), (48, 96)):
+        encoded = processor(text=IMAGE_MARK, images=Image.new("RGB", size), return_tensors="pt")
+        counts.add(int((encoded["input_ids"] == processor.image_token_id).sum()))
+    if len(counts) != 1:
+        raise ValueError(
+            f"the processor writes {sorted(counts)} image tokens for different shapes; expected one number"
+        )
+    return counts.pop()
+
+
+class SequenceEncoder:
+    """Encodes texts with one processor.
+
+    template: "plain" or "chat"; prompt: what the user asks for a caption; max_length: tokens of a generation sequence,
+    cut from the right but never inside the image; max_caption_length: tokens of a contrastive root with BOS and EOS.
+    """
+
+    def __init__(self, processor, *, template: str, prompt: str, max_length: int, max_caption_length: int):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"{type(self.tokenizer).__name__} gives no character offsets; use a fast tokenizer")
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no EOS token, which ends every caption here")
+        if template not in ("plain", "chat"):
+            raise ValueError(f"data.template={template!r}: expected 'plain' or 'chat'")
+        if template == "chat" and not getattr(processor, "chat_template", None):
+            raise ValueError("data.template=chat, but the processor has no chat template; use data.template=plain")
+        self.template = template
+        self.prompt = prompt
+        self.max_length = max_length
+        self.max_caption_length = max_caption_length
+        self.image_token_id = processor.image_token_id
+        self.num_image_tokens = probe_image_tokens(processor)
+        self.bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        self.eos = [self.tokenizer.eos_token_id]
+
+    # Contrastive roots
+
+    def root(self, text: str) -> list[int]:
+        """BOS, text, EOS of at most `max_caption_length` tokens. The text span is [len(bos), len - 1)."""
+        content = self._ids(text)[: self.max_caption_length - len(self.bos) - 1]
+        return [*self.bos, *content, *self.eos]
+
+    def root_span(self, ids: list[int], pool: str) -> tuple[int, int]:
+        """Which tokens of a root its representation is read from: the EOS (`last`) or the text tokens (`mean`)."""
+        if pool == "last" or len(ids) - 1 <= len(self.bos):
+            return len(ids) - 1, len(ids)
+        return len(self.bos), len(ids) - 1
+
+    def strict_image_root(self) -> EncodedSequence:
+        """Image tokens and EOS, no BOS and no prompt: the image sequence of the released HACL code."""
+        ids = [self.image_token_id] * self.num_image_tokens + self.eos
+        return EncodedSequence(ids, [False] * len(ids), [(0, self.num_image_tokens)])
+
+    # Generation sequences
+
+    def caption_sequence(self, caption: str, *, with_image: bool = True, answer: bool = True) -> EncodedSequence:
+        """The generation sequence that answers `prompt` with `caption`; `answer=False` leaves out the answer."""
+        if self.template == "plain":
+            head = [*self.bos, *([self.image_token_id] * self.num_image_tokens if with_image else [])]
+            spans = [(len(self.bos), len(head))] if with_image else []
+            head += self._ids(self.prompt)
+            tail = [*self._ids(caption), *self.eos] if answer else []
+            ids, labels = head + tail, [False] * len(head) + [True] * len(tail)
+            return self._truncate(EncodedSequence(ids, labels, spans))
+        turns = [("user", f"{IMAGE_MARK}\n{self.prompt}" if with_image else self.prompt), ("assistant", caption)]
+        return self.conversation_sequence(turns if answer else turns[:1])
+
+    def conversation_sequence(self, turns: list[tuple[str, str]]) -> EncodedSequence:
+        """Render (role, text) turns with the chat template; labels are what the assistant turns add.
+
+        `<image>` in a text marks an image. Raises ValueError when a rendering of the first turns is not a prefix of
+        the rendering of all turns, because labels could then not be located.
+        """
+        messages = [{"role": role, "content": _content(text)} for role, text in turns]
+        rendered = self._render(messages)
+        answers = []
+        for index, (role, _) in enumerate(turns):
+            if role == "assistant":
+                before = self._render(messages[:index], add_generation_prompt=True)
+                after = self._render(messages[: index + 1])
+                if not (after.startswith(before) and rendered.startswith(after)):
+                    raise ValueError("the chat template renders earlier turns differently once later ones follow")
+                answers.append((len(before), len(after)))
+        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        labels = [
+            end > start and any(start < stop and end > begin for begin, stop in answers) for start, end in offsets
+        ]
+        if self.bos and ids[:1] != self.bos:
+            ids, labels = self.bos + ids, [False, *labels]
+        if answers and answers[-1][1] == len(rendered) and not self._ends_with_eos(ids, labels):
+            ids, labels = ids + self.eos, [*labels, True]
+        return self._truncate(self._expand_images(ids, labels))
+
+    def _ends_with_eos(self, ids: list[int], labels: list[bool]) -> bool:
+        """Whether the last answer already ends with EOS, white space after it aside."""
+        tail = [token for token, flag in zip(ids, labels, strict=True) if flag][-3:]
+        return self.eos[0] in tail
+
+    def _expand_images(self, ids: list[int], labels: list[bool]) -> EncodedSequence:
+        sequence = EncodedSequence([], [])
+        for token, flag in zip(ids, labels, strict=True):
+            count = self.num_image_tokens if token == self.image_token_id else 1
+            if token == self.image_token_id:
+                sequence.image_spans.append((len(sequence.ids), len(sequence.ids) + count))
+            sequence.ids += [token] * count
+            sequence.is_label += [flag and token != self.image_token_id] * count
+        return sequence
+
+    def _truncate(self, sequence: EncodedSequence) -> EncodedSequence:
+        if sequence.image_spans and sequence.image_spans[-1][1] > self.max_length:
+            raise ValueError(
+                f"data.max_length={self.max_length} would cut an image, whose tokens end at "
+                f"{sequence.image_spans[-1][1]}; raise data.max_length"
+            )
+        sequence.ids = sequence.ids[: self.max_length]
+        sequence.is_label = sequence.is_label[: self.max_length]
+        return sequence
+
+    def _render(self, messages: list[dict], **options) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, **options)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _content(text: str) -> list[dict]:
+    """`<image>` marks become image entries, the rest text entries, in order."""
+    parts: list[dict] = []
+    for index, piece in enumerate(text.split(IMAGE_MARK)):
+        if index:
+            parts.append({"type": "image"})
+        if piece.strip():
+            parts.append({"type": "text", "text": piece.strip("\n") if index else piece})
+    return parts

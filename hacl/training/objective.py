@@ -1,0 +1,320 @@
+"""The HACL objective as one module: backbone and heads, a packed batch in, losses out, one decoder call per step.
+
+The image representation is read in place from the generation sequence: in a causal decoder the state at the last image
+token depends on the tokens up to it alone, so it equals the state of the sequence "prefix, image" run by itself.
+Captions and hallucinated captions are roots of their own in the same call (HACL, arXiv 2312.06968, runs four calls).
+
+Shapes: B samples, C captions and K hallucinated captions per sample, R packed rows, T tokens, I images, N image tokens,
+D hidden size, P contrastive size, V vocabulary, Nl label tokens, S labelled sequences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hacl.data.collate import GENERATION, HALLUCINATED_GENERATION
+from hacl.data.packing import segment_mask
+from hacl.data.records import HALLUCINATION_TYPES
+from hacl.losses.contrastive import contrastive_loss
+from hacl.losses.gather import Gather
+from hacl.losses.lm import likelihood_margin, sequence_log_likelihood, token_losses
+from hacl.models.adapters import Adapter, find_adapter
+from hacl.models.heads import ContrastiveHeads
+from hacl.models.reads import read_spans
+
+Report = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class HaclOutput(ModelOutput):
+    """Losses of one micro-batch on one rank.
+
+    loss: lm_weight * lm_sum / lm_tokens + contrastive_weight * contrastive + likelihood_margin_weight * margin.
+    lm_sum: summed cross-entropy of the label tokens, lm_tokens their number (so that a trainer can normalise over ranks
+    and micro-batches); contrastive and margin: scalars whose mean over ranks is the loss of the union batch.
+    report: name -> (sum, count) on this rank, detached; reduce both over ranks and divide.
+    """
+
+    loss: Tensor | None = None
+    lm_sum: Tensor | None = None
+    lm_tokens: Tensor | None = None
+    contrastive: Tensor | None = None
+    margin: Tensor | None = None
+    report: Report = field(default_factory=dict)
+
+
+@dataclass
+class Representations:
+    """Pooled states before the heads: image (B, D), captions (B, C, D), hallucinated (B, K, D)."""
+
+    image_BD: Tensor
+    caption_BCD: Tensor
+    hallucinated_BKD: Tensor
+
+
+def is_frozen(module: nn.Module | Sequence[nn.Module]) -> bool:
+    """Whether no parameter (LoRA matrices included) is trainable."""
+    modules = [module] if isinstance(module, nn.Module) else module
+    return not any(parameter.requires_grad for part in modules for parameter in part.parameters())
+
+
+def constant_text(model: nn.Module) -> bool:
+    """Whether text states cannot change in training: embeddings and decoder have no trainable parameter.
+
+    Decided from `requires_grad`, never from the name of a stage. The LM head is not part of a state, but a tied one is
+    the embedding itself and counts.
+    """
+    return is_frozen(find_adapter(model).decoder)
+
+
+class HaclModel(PreTrainedModel):
+    """Backbone and contrastive heads behind the interface that Trainer, DDP and DeepSpeed expect of a model.
+
+    backbone: a stock model or a PEFT model around one; objective: an ObjectiveConfig; gather: collects features over
+    ranks (`None`: one process). Frozen parts stay in eval mode in training (batch statistics and dropout included).
+    """
+
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    main_input_name = "input_ids"
+
+    def __init__(
+        self, backbone: nn.Module, objective, *, gather: Gather | None = None, heads: ContrastiveHeads | None = None
+    ):
+        super().__init__(backbone.config)
+        self.backbone = backbone
+        self.objective = objective
+        self.gather = gather
+        self._recompute = False
+        self.adapter: Adapter = find_adapter(backbone)
+        if heads is None and objective.contrastive_weight:
+            heads = ContrastiveHeads(
+                self.adapter.hidden_size,
+                kind=objective.head,
+                projection_size=objective.projection_size,
+                shared=objective.shared_head,
+                temperature=objective.temperature,
+                learn_temperature=objective.learn_temperature,
+                temperature_min=objective.temperature_min,
+                temperature_max=objective.temperature_max,
+            )
+        self.heads = heads
+
+    # What Trainer and DeepSpeed ask of a model
+
+    def train(self, mode: bool = True) -> HaclModel:
+        """Training mode for what trains. Frozen parts stay in eval mode: no dropout, no batch statistics.
+
+        A frozen decoder whose activations are recomputed must be in training mode, because `transformers` recomputes
+        nothing in eval mode; it has no batch statistics, and its dropout is kept off.
+        """
+        super().train(mode)
+        for name, modules in self.adapter.groups().items():
+            for module in filter(is_frozen, modules):
+                recompute = mode and name == "llm" and self._recompute
+                module.train(recompute)
+                if recompute:
+                    for part in module.modules():
+                        if isinstance(part, nn.Dropout):
+                            part.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.adapter.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.adapter.lm_head
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Recompute decoder activations, never in reentrant form (hooks and several uses of weights need that)."""
+        if getattr(self.adapter.decoder.config, "attention_dropout", 0.0) and is_frozen(self.adapter.decoder):
+            raise ValueError("gradient checkpointing of a frozen decoder needs attention_dropout=0 in its config")
+        kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        self.adapter.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        self._recompute = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.adapter.model.gradient_checkpointing_disable()
+        self._recompute = False
+
+    # One step
+
+    def forward(self, **batch: Tensor) -> HaclOutput:
+        """batch: what `PackedCollator` returns. Every rank runs the same modules whatever its batch holds."""
+        states_RTD, read_states_RTD = self.encode(batch)
+        report: Report = {}
+        lm_sum, lm_tokens, margin = self._generation(states_RTD, batch, report)
+        objective = self.objective
+        loss = objective.lm_weight * lm_sum / lm_tokens.clamp_min(1)
+        loss = loss + objective.likelihood_margin_weight * margin
+        contrastive = loss.new_zeros(())
+        if objective.contrastive_weight:
+            contrastive, details = self._contrastive(self.read(read_states_RTD, batch), batch)
+            report.update(details)
+            loss = loss + objective.contrastive_weight * contrastive
+        return HaclOutput(
+            loss=loss, lm_sum=lm_sum, lm_tokens=lm_tokens, contrastive=contrastive, margin=margin, report=report
+        )
+
+    def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Packed batch -> states after the final norm and states to read representations from, both (R, T, D)."""
+        adapter = self.adapter
+        source_RT = batch["image_source"]
+        if "image_features" in batch:
+            features_INDv = batch["image_features"]
+        else:
+            with torch.no_grad() if is_frozen(adapter.vision_tower) else contextlib.nullcontext():
+                features_INDv = adapter.vision_features(batch["pixel_values"])
+        flat_ND = adapter.project(features_INDv).flatten(0, 1)
+        wanted = int(source_RT.max()) + 1
+        if wanted > len(flat_ND):
+            raise ValueError(
+                f"the batch has {wanted} image tokens but the vision tower and projector gave {len(flat_ND)}: the "
+                "processor's patch_size, vision_feature_select_strategy or num_additional_image_tokens do not fit the "
+                "model"
+            )
+        embeds_RTD = adapter.embed(batch["input_ids"])
+        is_image_RT1 = (source_RT >= 0)[..., None]
+        embeds_RTD = torch.where(is_image_RT1, flat_ND[source_RT.clamp_min(0)].to(embeds_RTD.dtype), embeds_RTD)
+        return adapter.decode(
+            embeds_RTD, segment_mask(batch["segment_ids"]), batch["position_ids"], self.objective.layer
+        )
+
+    def read(self, states_RTD: Tensor, batch: dict[str, Tensor]) -> Representations:
+        """Pooled image, caption and hallucinated-caption states; constant text is detached or comes from the batch."""
+        image_BD = read_spans(states_RTD, batch["image_read"])
+        if "caption_states" in batch:
+            texts = [batch[name].to(states_RTD.dtype) for name in ("caption_states", "hallucinated_states")]
+        else:
+            source = states_RTD.detach() if is_frozen(self.adapter.decoder) else states_RTD
+            texts = [read_spans(source, batch[name]) for name in ("caption_read", "hallucinated_read")]
+        return Representations(image_BD, *texts)
+
+    def _generation(
+        self, states_RTD: Tensor, batch: dict[str, Tensor], report: Report
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed label cross-entropy, number of labels, likelihood margin. The head sees label positions only."""
+        rows, columns = batch["label_read"].unbind(-1)
+        losses_Nl = token_losses(self.adapter.logits(states_RTD[rows, columns]), batch["label_target"])
+        sequence_Nl, kind_S = batch["label_sequence"], batch["sequence_kind"]
+        is_generation_Nl = kind_S[sequence_Nl] == GENERATION
+        lm_sum = (losses_Nl * is_generation_Nl).sum()
+        lm_tokens = is_generation_Nl.sum()
+        report["lm"] = (lm_sum.detach(), lm_tokens)
+        if not self.objective.likelihood_margin_weight:
+            return lm_sum, lm_tokens, lm_sum.new_zeros(())
+        log_likelihood_S = sequence_log_likelihood(losses_Nl, sequence_Nl, len(kind_S))
+        tokens_S = torch.bincount(sequence_Nl, minlength=len(kind_S)).clamp_min(1)
+        margin = self._likelihood_margin(log_likelihood_S, tokens_S, batch, report)
+        return lm_sum, lm_tokens, margin
+
+    def _likelihood_margin(
+        self, log_likelihood_S: Tensor, tokens_S: Tensor, batch: dict[str, Tensor], report: Report
+    ) -> Tensor:
+        kind_S, owner_S = batch["sequence_kind"], batch["sequence_sample"]
+        true_s = (kind_S == GENERATION).nonzero().squeeze(-1)
+        false_s = (kind_S == HALLUCINATED_GENERATION).nonzero().squeeze(-1)
+        generation_of_B = torch.full_like(batch["sample_index"], -1)
+        generation_of_B[owner_S[true_s]] = true_s
+        pair_true = generation_of_B[owner_S[false_s]]
+        loss_sum, wins, pairs = likelihood_margin(
+            log_likelihood_S[pair_true],
+            log_likelihood_S[false_s],
+            tokens_S[pair_true],
+            tokens_S[false_s],
+            margin=self.objective.likelihood_margin,
+            beta=self.objective.likelihood_margin_beta,
+        )
+        report["likelihood_margin"] = (loss_sum.detach(), pairs)
+        report["likelihood_win_rate"] = (wins, pairs)
+        total, world = pairs, 1
+        if self.gather is not None:
+            total, world = self.gather.sum(pairs), self.gather.world_size
+        return loss_sum * world / total.clamp_min(1)
+
+    def _contrastive(self, states: Representations, batch: dict[str, Tensor]) -> tuple[Tensor, Report]:
+        objective, heads = self.objective, self.heads
+        texts_BMD = torch.cat([states.caption_BCD, states.hallucinated_BKD], dim=1)
+        texts_BMP = heads.project_text(texts_BMD)
+        captions = states.caption_BCD.shape[1]
+        image_BP = heads.project_image(states.image_BD)
+        loss, report = contrastive_loss(
+            image_BP,
+            texts_BMP[:, :captions],
+            texts_BMP[:, captions:],
+            heads.log_inverse_temperature(),
+            image_mask_B=batch["image_valid"],
+            caption_mask_BC=batch["caption_valid"],
+            hallucinated_mask_BK=batch["hallucinated_valid"],
+            image_ids_B=batch["image_ids"],
+            caption_keys_BC=batch["caption_keys"],
+            hard_scope=objective.hard_scope,
+            positives=objective.positives,
+            exclude_other_positives=objective.exclude_other_positives,
+            mask_false_negatives=objective.mask_false_negatives,
+            hard_weight=objective.hard_weight,
+            hard_margin=objective.hard_margin,
+            t2i_hard_weight=objective.t2i_hard_weight,
+            text_margin_weight=objective.text_margin_weight,
+            text_margin=objective.text_margin,
+            gather=self.gather,
+        )
+        temperature = torch.exp(-heads.log_inverse_temperature().detach().float()).squeeze()
+        report["temperature"] = (temperature, torch.ones_like(temperature))
+        report.update(_win_rate_by_type(image_BP, texts_BMP, batch))
+        return loss, report
+
+
+@torch.no_grad()
+def _win_rate_by_type(image_BP: Tensor, texts_BMP: Tensor, batch: dict[str, Tensor]) -> Report:
+    """Share of (image, hallucinated caption) pairs whose true caption is nearer to the image, for each type."""
+    image_BP = nn.functional.normalize(image_BP.float(), dim=-1)
+    texts_BMP = nn.functional.normalize(texts_BMP.float(), dim=-1)
+    similarity_BM = torch.einsum("bp,bmp->bm", image_BP, texts_BMP)
+    captions = batch["caption_valid"].shape[1]
+    wins_BK = similarity_BM[:, :1] > similarity_BM[:, captions:]
+    usable_BK = batch["hallucinated_valid"] & (batch["image_valid"] & batch["caption_valid"][:, 0])[:, None]
+    report = {}
+    for index, name in enumerate(HALLUCINATION_TYPES):
+        of_type_BK = usable_BK & (batch["hallucinated_type"] == index)
+        report[f"win_rate/{name}"] = ((wins_BK & of_type_BK).sum(), of_type_BK.sum())
+    return report
+
+
+@torch.no_grad()
+def text_states(
+    model: HaclModel, roots: Sequence[Sequence[int]], *, encoder, batch_size: int = 64, device=None
+) -> Tensor:
+    """Pooled pre-head states of contrastive roots, (M, D) on the CPU, in the order given.
+
+    roots: token ids of each root (`SequenceEncoder.root`). Roots are batched by length; their states equal those of a
+    training step because a root sees nothing but itself.
+    """
+    adapter, objective = model.adapter, model.objective
+    device = device or next(adapter.decoder.parameters()).device
+    order = sorted(range(len(roots)), key=lambda i: len(roots[i]))
+    pooled: list[Tensor] = [torch.empty(0)] * len(roots)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        tokens = max(len(roots[i]) for i in chosen)
+        ids_RT = torch.full((len(chosen), tokens), encoder.eos[0], device=device)
+        reads = torch.zeros(len(chosen), 3, dtype=torch.long, device=device)
+        for row, i in enumerate(chosen):
+            ids_RT[row, : len(roots[i])] = torch.tensor(roots[i], device=device)
+            span = encoder.root_span(list(roots[i]), objective.text_pool)
+            reads[row] = torch.tensor((row, *span), device=device)
+        positions_RT = torch.arange(tokens, device=device).expand(len(chosen), -1)
+        _, states_RTD = adapter.decode(adapter.embed(ids_RT), None, positions_RT, objective.layer)
+        for i, state in zip(chosen, read_spans(states_RTD, reads).cpu(), strict=True):
+            pooled[i] = state
+    model.train(was_training)
+    return torch.stack(pooled) if pooled else torch.empty(0, adapter.hidden_size)
