@@ -1,0 +1,72 @@
+"""The shape every scorer returns: metrics, per-item rows, and the ratio each item adds to each metric.
+
+Scorers are pure functions of text. Nothing here or in a scorer imports torch or transformers.
+
+Every metric of this package is a ratio of two sums over items (accuracy: correct / 1; CHAIR_i: hallucinated mentions /
+mentions; F1: 2 TP / (2 TP + FP + FN)). Keeping the two summands per item is what allows a bootstrap over images of any
+of them, and a paired comparison of two runs, without scoring again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class ScoreReport:
+    """What a scorer found; JSON-serialisable through :meth:`to_json`.
+
+    Attributes:
+        metrics: metric name to value; ``None`` where the ratio is 0/0, with a line in ``warnings``.
+        groups: name of a subset (a POPE split, a hallucination type) to its metrics.
+        items: one row per prediction in input order; every row has ``image_id``.
+        ratios: metric name to one ``(numerator, denominator)`` per item, aligned with ``items``.
+        counts: integers behind the metrics.
+        warnings: sentences for the reader of the numbers.
+        meta: scorer version and options.
+    """
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    groups: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    ratios: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, safe for ``json.dumps``."""
+        return asdict(self)
+
+    def by_image(self) -> dict[str, dict[str, list[float]]]:
+        """``{metric: {image_id: [numerator, denominator]}}``: items of one image added up.
+
+        The image is the unit that is resampled by :mod:`hacl.evaluation.statistics`; a POPE image has six questions
+        whose errors are not independent.
+        """
+        image_ids = [str(item["image_id"]) for item in self.items]
+        return {name: sum_by_key(image_ids, pairs) for name, pairs in self.ratios.items()}
+
+
+def sum_by_key(keys: Iterable[str], pairs: Iterable[tuple[float, float]]) -> dict[str, list[float]]:
+    """Add up (numerator, denominator) pairs that share a key, keeping the order of first appearance."""
+    sums: dict[str, list[float]] = {}
+    for key, (numerator, denominator) in zip(keys, pairs, strict=True):
+        entry = sums.setdefault(str(key), [0.0, 0.0])
+        entry[0] += float(numerator)
+        entry[1] += float(denominator)
+    return sums
+
+
+def ratio(pairs: Iterable[tuple[float, float]], name: str, warnings: list[str]) -> float | None:
+    """Sum of numerators over sum of denominators; ``None`` and a warning when the denominators sum to zero."""
+    numerator = denominator = 0.0
+    for top, bottom in pairs:
+        numerator += top
+        denominator += bottom
+    if denominator == 0:
+        warnings.append(f"{name} is undefined (0/0) and reported as null")
+        return None
+    return numerator / denominator
