@@ -27,16 +27,20 @@ LAYERS = {
     "data": {"config"},
     "hallucinate": {"config", "data"},
     "losses": set(),
-    "models": {"config", "data"},
-    "pocket": {"config", "data", "hallucinate", "models", "losses", "training", "evaluation", "report"},
-    "smol": {"config", "data", "hallucinate", "models", "losses", "training", "evaluation", "report"},
+    "world": {"config", "data"},
+    "models": {"config", "data", "world"},
     "training": {"config", "data", "models", "losses"},
     "representations": {"config", "data", "models"},
     "steering": {"config", "data", "models", "representations"},
     "evaluation": {"config", "data", "models", "losses", "representations", "steering"},
     "compare": {"config", "data", "models", "representations", "steering", "evaluation"},
     "report": set(),
+    "pocket": {"config", "data", "hallucinate", "world", "models", "losses", "training", "evaluation", "report"},
+    "smol": {"config", "data", "hallucinate", "models", "losses", "training", "evaluation", "report"},
 }
+
+# The scenes of the offline world are data; what is trained on them stands at the top.
+WORLD = {"world", "scenes", "draw", "language", "hallucinate"}
 
 # "Nothing but results": the one module a report may import is the one that defines an interval.
 RESULTS = "hacl.evaluation.statistics"
@@ -76,6 +80,8 @@ def layer_of(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "hacl" or len(parts) == 1 or parts[1].startswith("__"):
         return None
+    if parts[1] == "pocket" and WORLD.intersection(parts[2:3]):
+        return "world"
     return "config" if (ROOT / "hacl" / f"{parts[1]}.py").exists() else parts[1]
 
 
