@@ -1,1 +1,1 @@
-"""Losses as pure functions of features and logits; imports only torch and einops."""
+"""Losses as pure functions of features and logits, alone or across ranks."""

@@ -1,0 +1,327 @@
+"""Hallucination-augmented image-text InfoNCE as a pure function of features.
+
+HACL (arXiv 2312.06968, section 3.2) with the hallucinated captions of an image as hard negatives of image to text, for
+any number of captions and hallucinated captions per image, on any number of ranks.
+
+Shapes: B samples of this rank, N samples of all W ranks, C captions and K hallucinated captions per sample, P
+contrastive size, M = N*C gathered captions, H hard-negative columns, A = B*C caption anchors, X columns of any kind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hacl.losses.gather import Gather
+
+HARD_SCOPES = ("own", "local", "global")
+POSITIVES = ("mean_log", "log_sum")
+Report = dict[str, tuple[Tensor, Tensor]]
+
+
+def contrastive_loss(
+    image_BP: Tensor,
+    caption_BCP: Tensor,
+    hallucinated_BKP: Tensor,
+    log_inverse_temperature: Tensor,
+    *,
+    image_mask_B: Tensor,
+    caption_mask_BC: Tensor,
+    hallucinated_mask_BK: Tensor,
+    image_ids_B: Tensor,
+    caption_keys_BC: Tensor,
+    hard_scope: str = "own",
+    positives: str = "mean_log",
+    exclude_other_positives: bool = False,
+    mask_false_negatives: bool = True,
+    hard_weight: float = 1.0,
+    hard_margin: float = 0.0,
+    t2i_hard_weight: float = 0.0,
+    text_margin_weight: float = 0.0,
+    text_margin: float = 0.0,
+    gather: Gather | None = None,
+) -> tuple[Tensor, Report]:
+    """(i2t + t2i) / 2 plus the optional terms, and what to log about it.
+
+    Features are as the heads give them, in any floating dtype: they are upcast to fp32 (fp64 stays) and L2-normalised
+    here; masked entries are ignored whatever they hold. s is cosine similarity, tau = exp(-log_inverse_temperature),
+    a (1,) tensor already bounded. Masks are true for real entries; `image_ids_B` and `caption_keys_BC` are int64, equal
+    for the same image and the same text. K may be 0, and C and K may differ between ranks.
+
+    Image to text: anchors are this rank's images; columns are the captions of all ranks and hallucinated captions,
+    those of the anchor's own sample (`hard_scope="own"`, the paper), of every sample of this rank ("local", the
+    released code) or of all ranks ("global"). Text to image: anchors are this rank's captions, columns the images of
+    all ranks. In both directions everything that carries the anchor's image id is a positive, and a caption whose text
+    is also given for the other image of a pair makes that pair no negative: it leaves the denominator. With
+    `mask_false_negatives=False` ids and texts are not looked at: only a sample's own captions are its positives and
+    the rest are negatives. An anchor without a positive is no anchor.
+
+    positives: "mean_log" averages the log-probability over an anchor's positives, "log_sum" takes the log of their
+    summed probability; with one positive both are InfoNCE. exclude_other_positives (mean_log only): the denominator
+    of a positive holds that positive and the negatives only.
+    hard_weight w >= 0 multiplies hard negatives in the denominator (adds log w to the logit; 0 removes them), and
+    hard_margin is added to their similarity. Further terms, each off at weight 0: `t2i_hard_weight` times the mean
+    over (image, its hallucinated caption) of -log sigmoid(-s / tau), which repels a hallucinated caption from its image
+    without reference to others; `text_margin_weight` times the mean over (image, its caption t, its hallucinated
+    caption h) of -log sigmoid((s(v,t) - s(v,h) - text_margin) / tau).
+
+    gather: None for one process. With a Gather all ranks must call this together; each rank's loss is W times its share
+    of the loss of the union batch, so the mean over ranks, of values and of gradients, is that of a single process
+    however anchors are spread. A rank without anchors returns zero with a graph.
+
+    Returns the loss (fp32 or fp64 scalar) and {name: (sum, count)}, detached and of this rank, to be added over ranks
+    before dividing: i2t, t2i (losses per anchor), i2t_top1, t2i_top1 (a positive beats every negative),
+    positive_similarity, hard_similarity (own pairs), negative_similarity (captions only), hard_negative_win_rate
+    (share of own triples with s(v,t) > s(v,h)), effective_negatives (negatives per image anchor after masking), and
+    t2i_hard, text_margin where on.
+
+    Raises ValueError for unknown options and shapes that do not belong together.
+    """
+    _check_options(hard_scope, positives, exclude_other_positives, hard_weight)
+    _check_shapes(
+        image_BP, caption_BCP, hallucinated_BKP, image_mask_B, caption_mask_BC, hallucinated_mask_BK, image_ids_B,
+        caption_keys_BC,
+    )  # fmt: skip
+    gather = gather or Gather(alone=True)
+    with torch.autocast(image_BP.device.type, enabled=False):
+        batch = _union_batch(
+            image_BP, caption_BCP, hallucinated_BKP, image_mask_B, caption_mask_BC, hallucinated_mask_BK, image_ids_B,
+            caption_keys_BC, mask_false_negatives, hard_scope == "global", gather,
+        )  # fmt: skip
+        scale = log_inverse_temperature.to(batch.image_BP.dtype).exp()
+        i2t_B, is_i2t_B, report = _image_to_text(
+            batch, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin
+        )
+        t2i_A, is_t2i_A, t2i_report = _text_to_image(batch, scale, positives, exclude_other_positives)
+        report |= t2i_report
+        terms = [("i2t", 0.5, i2t_B, is_i2t_B), ("t2i", 0.5, t2i_A, is_t2i_A)]
+
+        own_BC = torch.einsum("bp,bcp->bc", batch.image_BP, batch.caption_BCP)
+        own_BK = torch.einsum("bp,bkp->bk", batch.image_BP, batch.hallucinated_BKP)
+        is_own_BK = batch.is_hallucinated_BK & batch.is_image_B[:, None]
+        gap_BCK = own_BC[:, :, None] - own_BK[:, None, :]
+        is_gap_BCK = batch.is_caption_BC[:, :, None] & is_own_BK[:, None, :]
+        report["hard_similarity"] = _sum_and_count(own_BK, is_own_BK)
+        report["hard_negative_win_rate"] = _sum_and_count(gap_BCK > 0, is_gap_BCK)
+        if t2i_hard_weight:
+            terms.append(("t2i_hard", t2i_hard_weight, F.softplus(own_BK * scale), is_own_BK))
+        if text_margin_weight:
+            terms.append(("text_margin", text_margin_weight, F.softplus((text_margin - gap_BCK) * scale), is_gap_BCK))
+
+        report |= {name: _sum_and_count(values, valid) for name, _, values, valid in terms}
+        counts = gather.sum(torch.stack([valid.sum() for _, _, _, valid in terms]))
+        loss = sum(
+            weight * gather.world_size * torch.where(valid, values, 0).sum() / count.clamp_min(1)
+            for (_, weight, values, valid), count in zip(terms, counts, strict=True)
+        )
+    return loss, report
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """This rank's unit features, and what it sees of the union batch. Labels are equal where identities are."""
+
+    image_BP: Tensor
+    caption_BCP: Tensor
+    hallucinated_BKP: Tensor
+    is_image_B: Tensor
+    is_caption_BC: Tensor
+    is_hallucinated_BK: Tensor
+    image_NP: Tensor
+    caption_MP: Tensor
+    hallucinated_NKP: Tensor | None  # None unless hard negatives are gathered
+    is_image_N: Tensor
+    is_caption_M: Tensor
+    is_hallucinated_NK: Tensor | None
+    image_label_N: Tensor
+    text_label_M: Tensor
+    first: int  # this rank's samples are first .. first + B of the union batch
+
+
+def _union_batch(
+    image_BP, caption_BCP, hallucinated_BKP, is_image_B, is_caption_BC, is_hallucinated_BK, image_ids_B,
+    caption_keys_BC, use_identities, gather_hallucinated, gather,
+) -> _Batch:  # fmt: skip
+    """Three exchanges whatever the rank holds: shapes, integers, features."""
+    features = (image_BP, caption_BCP, hallucinated_BKP)
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in features) else torch.float32
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in features)
+    shapes_W = gather.agree(
+        len(image_BP), caption_BCP.shape[1], hallucinated_BKP.shape[1], int(wants_grad), device=image_BP.device
+    )
+    counts_W = [shape[0] for shape in shapes_W]
+    C, K = max(shape[1] for shape in shapes_W), max(shape[2] for shape in shapes_W)
+    is_caption_BC, caption_keys_BC = _widen(is_caption_BC, C), _widen(caption_keys_BC, C)
+    is_hallucinated_BK = _widen(is_hallucinated_BK, K)
+    image_BP = _unit(image_BP, is_image_B, dtype)
+    caption_BCP = _unit(_widen(caption_BCP, C), is_caption_BC, dtype)
+    hallucinated_BKP = _unit(_widen(hallucinated_BKP, K), is_hallucinated_BK, dtype)
+
+    integers = [is_image_B[:, None], image_ids_B[:, None], is_caption_BC, caption_keys_BC, is_hallucinated_BK]
+    integers_N = gather.rows(torch.cat([x.to(torch.int64) for x in integers], dim=1), counts_W)
+    is_image_N, image_ids_N, is_caption_NC, keys_NC, is_hallucinated_NK = integers_N.split([1, 1, C, C, K], dim=1)
+
+    blocks = [image_BP[:, None], caption_BCP] + ([hallucinated_BKP] if gather_hallucinated else [])
+    packed = torch.cat(blocks, dim=1)
+    if any(shape[3] for shape in shapes_W) and torch.is_grad_enabled() and not packed.requires_grad:
+        packed.requires_grad_()  # the backward of the gather is a collective: no rank may skip it
+    packed_N = gather.rows(packed, counts_W)
+
+    if use_identities:
+        image_label_N = torch.unique(image_ids_N.flatten(), return_inverse=True)[1]
+        text_label_M = torch.unique(keys_NC.flatten(), return_inverse=True)[1]
+    else:
+        image_label_N = torch.arange(len(integers_N), device=integers_N.device)
+        text_label_M = torch.arange(keys_NC.numel(), device=integers_N.device)
+    return _Batch(
+        image_BP=image_BP,
+        caption_BCP=caption_BCP,
+        hallucinated_BKP=hallucinated_BKP,
+        is_image_B=is_image_B,
+        is_caption_BC=is_caption_BC,
+        is_hallucinated_BK=is_hallucinated_BK,
+        image_NP=packed_N[:, 0],
+        caption_MP=packed_N[:, 1 : 1 + C].flatten(0, 1),
+        hallucinated_NKP=packed_N[:, 1 + C :] if gather_hallucinated else None,
+        is_image_N=is_image_N.flatten().bool(),
+        is_caption_M=is_caption_NC.flatten().bool(),
+        is_hallucinated_NK=is_hallucinated_NK.bool(),
+        image_label_N=image_label_N,
+        text_label_M=text_label_M,
+        first=sum(counts_W[: gather.rank]),
+    )
+
+
+def _image_to_text(batch: _Batch, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin):
+    B, C = batch.is_caption_BC.shape
+    image_label_B = batch.image_label_N[batch.first : batch.first + B]
+    image_label_M = batch.image_label_N.repeat_interleave(C)
+    is_image_B1 = batch.is_image_B[:, None]
+    positive_BM = (image_label_B[:, None] == image_label_M) & batch.is_caption_M & is_image_B1
+    describes_BM = _share_label(positive_BM, batch.text_label_M, batch.text_label_M)
+    negative_BM = ~describes_BM & batch.is_caption_M & is_image_B1
+    similarity_BM = batch.image_BP @ batch.caption_MP.T
+
+    if hard_scope == "own":
+        similarity_BH = torch.einsum("bp,bkp->bk", batch.image_BP, batch.hallucinated_BKP)
+        hard_BH = batch.is_hallucinated_BK & is_image_B1
+    else:
+        everyone = hard_scope == "global"
+        hallucinated_HP = (batch.hallucinated_NKP if everyone else batch.hallucinated_BKP).flatten(0, 1)
+        is_hallucinated_H = (batch.is_hallucinated_NK if everyone else batch.is_hallucinated_BK).flatten()
+        similarity_BH = batch.image_BP @ hallucinated_HP.T
+        hard_BH = is_hallucinated_H & is_image_B1
+    if hard_weight == 0:
+        hard_BH = torch.zeros_like(hard_BH)
+    hard_logit_BH = (similarity_BH + hard_margin) * scale + (math.log(hard_weight) if hard_weight else 0.0)
+
+    positive_BX = torch.cat([positive_BM, torch.zeros_like(hard_BH)], dim=1)
+    negative_BX = torch.cat([negative_BM, hard_BH], dim=1)
+    logit_BX = torch.cat([similarity_BM * scale, hard_logit_BH], dim=1)
+    loss_B, is_anchor_B = info_nce(logit_BX, positive_BX, negative_BX, positives, exclude_other_positives)
+    similarity_BX = torch.cat([similarity_BM, similarity_BH], dim=1)
+    report = {
+        "i2t_top1": _sum_and_count(_first_is_positive(similarity_BX, positive_BX, negative_BX), is_anchor_B),
+        "positive_similarity": _sum_and_count(similarity_BM, positive_BM),
+        "negative_similarity": _sum_and_count(similarity_BM, negative_BM),
+        "effective_negatives": _sum_and_count(negative_BX.sum(1), is_anchor_B),
+    }
+    return loss_B, is_anchor_B, report
+
+
+def _text_to_image(batch: _Batch, scale, positives, exclude_other_positives):
+    B, C = batch.is_caption_BC.shape
+    anchors = slice(batch.first * C, (batch.first + B) * C)
+    image_label_M = batch.image_label_N.repeat_interleave(C)
+    is_caption_A1 = batch.is_caption_M[anchors, None]
+    same_text_AM = (batch.text_label_M[anchors, None] == batch.text_label_M) & batch.is_caption_M & is_caption_A1
+    described_AN = _share_label(same_text_AM, image_label_M, batch.image_label_N)
+    positive_AN = (image_label_M[anchors, None] == batch.image_label_N) & batch.is_image_N & is_caption_A1
+    negative_AN = ~described_AN & batch.is_image_N & is_caption_A1
+    similarity_AN = batch.caption_BCP.flatten(0, 1) @ batch.image_NP.T
+    loss_A, is_anchor_A = info_nce(similarity_AN * scale, positive_AN, negative_AN, positives, exclude_other_positives)
+    top1_A = _first_is_positive(similarity_AN, positive_AN, negative_AN)
+    return loss_A, is_anchor_A, {"t2i_top1": _sum_and_count(top1_A, is_anchor_A)}
+
+
+def info_nce(
+    logit_AX: Tensor, positive_AX: Tensor, negative_AX: Tensor, positives: str, exclude_other_positives: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss (A,) of every anchor and whether it is one (has a positive); finite, and 0, where it is not.
+
+    Columns neither positive nor negative are left out. The masked value is finite so that rows without any column
+    have a finite value and gradient.
+    """
+    left_out = torch.finfo(logit_AX.dtype).min / 4
+    is_anchor_A = positive_AX.any(1)
+    positive_logit_AX = logit_AX.masked_fill(~positive_AX, left_out)
+    if positives == "mean_log" and exclude_other_positives:
+        log_negatives_A = logit_AX.masked_fill(~negative_AX, left_out).logsumexp(1)
+        log_all_AX = torch.logaddexp(positive_logit_AX, log_negatives_A[:, None])
+    else:
+        log_all_AX = logit_AX.masked_fill(~(positive_AX | negative_AX), left_out).logsumexp(1, keepdim=True)
+    if positives == "log_sum":
+        loss_A = log_all_AX[:, 0] - positive_logit_AX.logsumexp(1)
+    else:
+        loss_AX = torch.where(positive_AX, log_all_AX - logit_AX, 0)
+        loss_A = loss_AX.sum(1) / positive_AX.sum(1).clamp_min(1)
+    return torch.where(is_anchor_A, loss_A, 0), is_anchor_A
+
+
+def _share_label(listed_AM: Tensor, label_M: Tensor, label_X: Tensor) -> Tensor:
+    """(A, X): whether anchor a lists, anywhere along M, an entry with the label of column x."""
+    num_labels = 1 + int(torch.cat([label_M, label_X]).max()) if len(label_M) + len(label_X) else 0
+    times = torch.zeros(len(listed_AM), num_labels, device=listed_AM.device)
+    return times.index_add_(1, label_M, listed_AM.to(times.dtype))[:, label_X] > 0
+
+
+def _first_is_positive(similarity_AX: Tensor, positive_AX: Tensor, negative_AX: Tensor) -> Tensor:
+    if not similarity_AX.shape[1]:
+        return positive_AX.any(1)
+    lowest = float("-inf")
+    best_positive_A = similarity_AX.masked_fill(~positive_AX, lowest).amax(1)
+    return best_positive_A > similarity_AX.masked_fill(~negative_AX, lowest).amax(1)
+
+
+def _sum_and_count(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(valid, values.detach(), 0).sum(dtype=torch.float64).float(), valid.sum()
+
+
+def _unit(features: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    return F.normalize(torch.where(valid[..., None], features.to(dtype), 0), dim=-1)
+
+
+def _widen(entries_BX: Tensor, width: int) -> Tensor:
+    return F.pad(entries_BX, [0, 0] * (entries_BX.dim() - 2) + [0, width - entries_BX.shape[1]])
+
+
+def _check_options(hard_scope: str, positives: str, exclude_other_positives: bool, hard_weight: float) -> None:
+    if hard_scope not in HARD_SCOPES:
+        raise ValueError(f"hard_scope is {hard_scope!r}; use one of {', '.join(HARD_SCOPES)}")
+    if positives not in POSITIVES:
+        raise ValueError(f"positives is {positives!r}; use one of {', '.join(POSITIVES)}")
+    if exclude_other_positives and positives == "log_sum":
+        raise ValueError("exclude_other_positives needs positives='mean_log': log_sum has one denominator for all")
+    if hard_weight < 0:
+        raise ValueError(f"hard_weight is {hard_weight}; it multiplies a probability and must be 0 or more")
+
+
+def _check_shapes(image, caption, hallucinated, image_mask, caption_mask, hallucinated_mask, image_ids, keys) -> None:
+    B, P = image.shape
+    C, K = caption.shape[1], hallucinated.shape[1]
+    expected = {
+        "caption_BCP": (caption, (B, C, P)),
+        "hallucinated_BKP": (hallucinated, (B, K, P)),
+        "image_mask_B": (image_mask, (B,)),
+        "caption_mask_BC": (caption_mask, (B, C)),
+        "hallucinated_mask_BK": (hallucinated_mask, (B, K)),
+        "image_ids_B": (image_ids, (B,)),
+        "caption_keys_BC": (keys, (B, C)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but image_BP {(B, P)} makes it {shape}")

@@ -1,0 +1,52 @@
+"""Language-model losses on label tokens only, and a margin between the likelihoods of true and hallucinated text.
+
+Shapes: N label tokens, V vocabulary, S sequences, Q pairs of a true and a hallucinated sequence.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_losses(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """Cross-entropy (N,) in nats of every label token, in fp32 (fp64 stays) whatever the dtype of the logits."""
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    return F.cross_entropy(logits_NV, target_N, reduction="none")
+
+
+def sequence_log_likelihood(token_losses_N: Tensor, sequence_N: Tensor, num_sequences: int) -> Tensor:
+    """Log-likelihood (S,) in nats: minus the sum of the losses of each sequence's tokens, 0 for one without tokens.
+
+    sequence_N: index of the sequence that a token belongs to.
+    """
+    return token_losses_N.new_zeros(num_sequences).index_add(0, sequence_N, -token_losses_N)
+
+
+def likelihood_margin(
+    true_Q: Tensor,
+    false_Q: Tensor,
+    true_tokens_Q: Tensor,
+    false_tokens_Q: Tensor,
+    *,
+    margin: float = 0.0,
+    beta: float = 1.0,
+    length_normalised: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over pairs of -log sigmoid(beta * (true - false - margin)) of log-likelihoods given the image, in nats.
+
+    Q pairs of a true and a hallucinated text with their numbers of label tokens; `length_normalised` compares
+    log-likelihoods per token. Returns the sum, the number of pairs whose true text is the likelier one, and the number
+    of pairs, so that ranks with different numbers of pairs can be put together. No pairs give zero with a graph.
+    Raises ValueError where the four do not have one shape.
+    """
+    shapes = {tuple(x.shape) for x in (true_Q, false_Q, true_tokens_Q, false_tokens_Q)}
+    if len(shapes) != 1:
+        raise ValueError(f"likelihoods and token counts must have one shape, not {sorted(shapes)}")
+    if length_normalised:
+        true_Q = true_Q / true_tokens_Q.clamp_min(1)
+        false_Q = false_Q / false_tokens_Q.clamp_min(1)
+    gap_Q = true_Q - false_Q
+    loss_sum = F.softplus(-beta * (gap_Q - margin)).sum()
+    return loss_sum, (gap_Q > 0).sum(), torch.tensor(gap_Q.numel(), device=gap_Q.device)
