@@ -88,29 +88,24 @@ def paired_difference(
 
 
 def run_values_interval(
-    values: Sequence[float],
-    *,
-    bases: Sequence[object] | None = None,
-    draws: int = DEFAULT_DRAWS,
-    level: float = 0.95,
-    seed: int = 0,
+    values: Sequence[float], *, bases: Sequence[object] | None = None, level: float = 0.95
 ) -> Interval:
-    """Interval over runs alone, for measures without per-item evidence (a gap, an AUC). One run has no interval."""
+    """Student's t interval over runs alone, for measures without per-item evidence (a gap, an AUC).
+
+    Runs are averaged inside each base first, unless there is one base. One run has no interval.
+    """
     if not len(values):
         return Interval(None, None, None, 0, 0, level)
-    samples = np.asarray(values, dtype=float)[None, :].repeat(draws, axis=0)
-    drawn = _resample_runs(samples, _groups(len(values), bases), np.random.default_rng(seed))
-    if len(values) == 1:
-        return Interval(float(values[0]), None, None, 1, 0, level)
-    low, high = _percentiles(drawn, level)
-    return Interval(
-        float(_two_level_mean(np.asarray(values, dtype=float)[None], _groups(len(values), bases))[0]),
-        low,
-        high,
-        len(values),
-        0,
-        level,
-    )
+    groups = _groups(len(values), bases)
+    array = np.asarray(values, dtype=float)
+    units = np.array([array[group].mean() for group in groups]) if len(groups) > 1 else array[groups[0]]
+    estimate, n = float(units.mean()), len(units)
+    if n == 1:
+        return Interval(estimate, None, None, len(values), 0, level)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.5 + level / 2, n - 1)) * float(units.std(ddof=1)) / math.sqrt(n)
+    return Interval(estimate, estimate - half, estimate + half, len(values), 0, level)
 
 
 def sign_test(differences: Sequence[float]) -> float | None:

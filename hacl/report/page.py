@@ -98,7 +98,7 @@ def _verdicts(results: dict[str, Any], cells: dict[tuple[str, str, str], Cell]) 
                 fmt = measure.get("format", ".3f")
                 control = cells[split, results["control"], measure["key"]].value.estimate
                 p = ""
-                if found.sign_p is not None:
+                if found.sign_p is not None and found.bases > 1:
                     p = f"; sign test over {count(found.bases, 'base')} p = {found.sign_p:.2g}"
                 lines.append(
                     f"<li><strong>{label_of(arm)}</strong>, {escape(splits.get(split, split))}: {label_of(measure)} "
@@ -118,7 +118,9 @@ def _split(results: dict[str, Any], split: str, cells: dict[tuple[str, str, str]
         parts.append(f"<p>{escape(about['description'])}</p>")
     for group in dict.fromkeys(m.get("group", "Measures") for m in measures):
         chosen = [m for m in measures if m.get("group", "Measures") == group]
-        parts.append(f"<h3>{escape(group)}</h3>" + _table(results, split, chosen, cells, f"{group}, {about['name']}"))
+        parts.append(
+            f"<h3>{escape(group)}</h3>" + _table(results, split, chosen, cells, f"{group}, {about.get('label', split)}")
+        )
     drawn = plots.measures_figure(results, split, cells)
     if drawn:
         parts.append(

@@ -73,7 +73,10 @@ def label_of(item: dict[str, Any]) -> str:
 def number(value: float | None, fmt: str, signed: bool = False) -> str:
     if value is None:
         return "n/a"
-    return format(value, ("+" if signed else "") + fmt).replace("-", "\u2212")
+    text = format(value, ("+" if signed else "") + fmt)
+    if not text.strip("+-0."):
+        text = text.lstrip("+-")  # what rounds to zero has no sign
+    return text.replace("-", "\u2212")
 
 
 def interval_range(interval: Interval, fmt: str, signed: bool = False) -> str:

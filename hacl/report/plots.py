@@ -176,6 +176,7 @@ def _grid(count: int, width: float, height: float, share: bool = False):
     columns = _columns(count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).flat)
     for axis in axes[count:]:
         axis.set_visible(False)

@@ -68,7 +68,7 @@ def cell(results: dict[str, Any], arm: dict[str, Any], split: str, measure: dict
             [a for a, _ in tables], [b for _, b in tables], bases=bases, draws=draws
         )
     else:
-        difference = statistics.run_values_interval([a - b for a, b in values], bases=bases, draws=draws)
+        difference = statistics.run_values_interval([a - b for a, b in values], bases=bases)
     per_base = statistics.base_differences([a for a, _ in values], [b for _, b in values], bases)
     verdict = _verdict(difference, measure.get("better"))
     return Cell(value, difference, verdict, statistics.sign_test(per_base), len(per_base))
@@ -142,7 +142,7 @@ def _interval(runs: Sequence[dict[str, Any]], split: str, key: str, draws: int) 
     found = [_table(run, split, key) for run in runs]
     if all(found):
         return statistics.bootstrap_runs(found, bases=bases, draws=draws)
-    return statistics.run_values_interval([run["metrics"][split][key] for run in runs], bases=bases, draws=draws)
+    return statistics.run_values_interval([run["metrics"][split][key] for run in runs], bases=bases)
 
 
 def _verdict(difference: Interval, better: str | None) -> str:

@@ -1,0 +1,172 @@
+"""POPE: yes/no questions about objects that are there and objects that are not (Li et al., 2023, arXiv 2305.10355).
+
+Absent objects are drawn at random, from the most frequent objects, or from the objects that co-occur most with those
+present. Half of the questions have the answer yes, so a yes-ratio away from 0.5 is a bias. Yes is the positive class.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from hacl.evaluation.score import ScoreReport, ratio
+
+SPLITS = ("random", "popular", "adversarial")
+QUESTION = "Is there {article} {object} in the image?"
+Truth = Mapping[str, Collection[str]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. ``question_id`` names the (image, object) pair, so one answer serves every split that asks it."""
+
+    question_id: str
+    image_id: str
+    object: str
+    text: str
+    label: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def build_questions(
+    truth: Truth,
+    split: str,
+    *,
+    seed: int = 0,
+    per_image: int = 6,
+    counts_from: Truth | None = None,
+    template: str = QUESTION,
+) -> list[Question]:
+    """Balanced questions for every image, half yes and half no.
+
+    Args:
+        truth: image id to its objects.
+        split: "random", "popular" (most frequent absent objects) or "adversarial" (absent objects that occur most often
+            together with the present ones). Yes questions are the same in all three.
+        per_image: at most this many per image; fewer where an image has less than half of it in objects present or
+            absent, and always as many yes as no.
+        counts_from: the annotations on which frequency and co-occurrence are counted (the training set, whose prior a
+            model has learnt); default ``truth`` itself.
+        template: with ``{object}`` and optionally ``{article}``.
+
+    Raises:
+        ValueError: unknown split, or an odd ``per_image``.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"POPE split {split!r}; use one of {', '.join(SPLITS)}")
+    if per_image < 2 or per_image % 2:
+        raise ValueError(f"per_image={per_image}: use an even number, half of the questions have the answer yes")
+    counted = truth if counts_from is None else counts_from
+    frequency = Counter(name for objects in counted.values() for name in set(objects))
+    together: Counter[tuple[str, str]] = Counter()
+    for objects in counted.values():
+        together.update((a, b) for a in set(objects) for b in set(objects) if a != b)
+    everything = sorted(set(frequency) | {name for objects in truth.values() for name in objects})
+    questions = []
+    for image_id, objects in truth.items():
+        present = sorted(set(objects))
+        absent = [name for name in everything if name not in set(objects)]
+        # Its own generator per image and label: adding an image or changing the split disturbs no other question.
+        draw = random.Random(f"{seed}/{image_id}/yes")
+        draw.shuffle(present)
+        draw = random.Random(f"{seed}/{image_id}/no")
+        draw.shuffle(absent)
+        if split == "popular":
+            absent.sort(key=lambda name: -frequency[name])
+        elif split == "adversarial":
+            absent.sort(key=lambda name: -sum(together[name, other] for other in objects))
+        half = min(per_image // 2, len(present), len(absent))
+        for name, label in [(n, "yes") for n in present[:half]] + [(n, "no") for n in absent[:half]]:
+            article = "an" if name[0] in "aeiou" else "a"
+            text = template.format(object=name, article=article)
+            questions.append(Question(f"{image_id}/{name}", image_id, name, text, label))
+    return questions
+
+
+def distinct_questions(splits: Mapping[str, Sequence[Question]]) -> list[Question]:
+    """Every (image, object) pair of several splits once: what has to be asked of a model."""
+    return list({question.question_id: question for questions in splits.values() for question in questions}.values())
+
+
+def parse_strict(reply: str) -> str | None:
+    """ "yes" or "no" if that is the first word of the reply, otherwise None (reported as unparsed)."""
+    words = re.findall(r"[a-z]+", reply.lower())
+    return words[0] if words and words[0] in ("yes", "no") else None
+
+
+def parse_official(reply: str) -> str:
+    """The reading of the published script: up to the first full stop, commas dropped, "no" if a word is No, no or not,
+    otherwise yes (an empty reply too)."""
+    words = reply.split(".")[0].replace(",", "").split(" ")
+    return "no" if any(word in ("No", "no", "not") for word in words) else "yes"
+
+
+PARSERS: dict[str, Callable[[str], str | None]] = {"strict": parse_strict, "official": parse_official}
+
+
+def score_pope(
+    questions: Sequence[Question], answers: Mapping[str, str], *, parser: str = "strict", allow_missing: bool = False
+) -> ScoreReport:
+    """Score replies, joined to questions by ``question_id``.
+
+    A reply that cannot be parsed is wrong: it costs accuracy, and recall where yes was right.
+
+    Returns:
+        metrics ``accuracy``, ``precision``, ``recall``, ``f1``, ``yes_ratio``, ``unparsed`` (fractions) and ``TP``,
+        ``FP``, ``TN``, ``FN``; one item per question with ``parsed``.
+
+    Raises:
+        ValueError: unknown parser, a question without an answer (unless ``allow_missing``), or a repeated question.
+    """
+    if parser not in PARSERS:
+        raise ValueError(f"parser {parser!r}; use one of {', '.join(PARSERS)}")
+    ids = [question.question_id for question in questions]
+    if len(set(ids)) != len(ids):
+        repeated = next(name for name, count in Counter(ids).items() if count > 1)
+        raise ValueError(f"question {repeated!r} appears twice; score the splits one by one")
+    report = ScoreReport(meta={"scorer": "pope", "version": 1, "parser": parser})
+    missing = [name for name in ids if name not in answers]
+    if missing:
+        message = f"{len(missing)} of {len(ids)} questions have no answer, first {missing[0]!r}"
+        if not allow_missing:
+            raise ValueError(message + "; answer them, or pass allow_missing to score the rest")
+        report.warnings.append(message)
+    names = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed")
+    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    counts: Counter[str] = Counter({"TP": 0, "FP": 0, "TN": 0, "FN": 0, "unparsed": 0})
+    for question in questions:
+        if question.question_id not in answers:
+            continue
+        reply = answers[question.question_id]
+        parsed = PARSERS[parser](reply)
+        right, positive = parsed == question.label, question.label == "yes"
+        tp, fp = float(parsed == "yes" and positive), float(parsed == "yes" and not positive)
+        fn = float(positive and parsed != "yes")
+        counts.update(TP=int(tp), FP=int(fp), FN=int(fn), TN=int(parsed == "no" and not positive))
+        counts["unparsed"] += parsed is None
+        ratios["accuracy"].append((float(right), 1.0))
+        ratios["precision"].append((tp, tp + fp))
+        ratios["recall"].append((tp, tp + fn))
+        ratios["f1"].append((2 * tp, 2 * tp + fp + fn))
+        ratios["yes_ratio"].append((float(parsed == "yes"), 1.0))
+        ratios["unparsed"].append((float(parsed is None), 1.0))
+        report.items.append({**question.to_json(), "answer": reply, "parsed": parsed, "right": right})
+    report.ratios = ratios
+    report.metrics = {name: ratio(pairs, name, report.warnings) for name, pairs in ratios.items()}
+    report.metrics.update({name: float(counts[name]) for name in ("TP", "FP", "TN", "FN")})
+    report.counts = dict(counts) | {"questions": len(report.items)}
+    if counts["unparsed"]:
+        report.warnings.append(f"{counts['unparsed']} replies are neither yes nor no and count as wrong")
+    return report
+
+
+def score_splits(
+    splits: Mapping[str, Sequence[Question]], answers: Mapping[str, str], *, parser: str = "strict"
+) -> dict[str, ScoreReport]:
+    """One report per split from one set of answers."""
+    return {name: score_pope(questions, answers, parser=parser) for name, questions in splits.items()}
