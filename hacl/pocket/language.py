@@ -32,8 +32,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Mention:
-    """``count`` things of ``kind``, named by synonym ``word`` (index into the kind's words), in ``colour`` if one is
-    said."""
+    """``count`` things of ``kind`` by its ``word``-th name, in ``colour`` if one is said."""
 
     kind: str
     count: int
