@@ -68,7 +68,8 @@ def _invented(scene: Scene, caption: Caption, beside: list[str], rng: random.Ran
 
 
 def _free(caption: Caption) -> list[int]:
-    """Mentions the relation does not speak about, so that one edit changes one claim; all where none is said.""" bound = {caption.relation.subject, caption.relation.other} if caption.relation else set()
+    """Mentions the relation does not speak about, so that one edit changes one claim; all where none is said."""
+    bound = {caption.relation.subject, caption.relation.other} if caption.relation else set()
     free = [index for index, mention in enumerate(caption.mentions) if mention.kind not in bound]
     return free or ([] if caption.relation else list(range(len(caption.mentions))))
 
