@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class HaclOutput(ModelOutput):
     lm_tokens: Tensor | None = None
     contrastive: Tensor | None = None
     margin: Tensor | None = None
-    report: Report = field(default_factory=dict)
+    report: Report | None = None
 
 
 @dataclass
@@ -82,6 +82,7 @@ class HaclModel(PreTrainedModel):
     """
 
     supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # attention is the backbone's business
     accepts_loss_kwargs = True
     main_input_name = "input_ids"
 

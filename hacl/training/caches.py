@@ -1,0 +1,256 @@
+"""Features of a frozen vision tower and states of constant texts, computed once and read from memory-mapped shards.
+
+A cache lives in a folder named after what made it (weights, preprocessing, layer, pooling), so another model never sees
+it; it is refused where the module it stands for can change. Ranks compute disjoint parts and then read all of them.
+
+Shapes: I images, N image tokens, Dv vision width, M texts, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hacl.config import Config, ConfigError
+from hacl.data.images import load_image, resolve_image
+from hacl.training import manifest, runtime
+from hacl.training.objective import HaclModel, constant_text, is_frozen, text_states
+
+SHARD_BYTES = 256 * 2**20
+INDEX = "index.json"
+
+
+class RowStore:
+    """Rows of one shape in safetensors shards, found by string key. `rows(keys)` copies only the rows asked for."""
+
+    def __init__(self, folder: Path, meta: dict):
+        self.folder, self.meta = folder, meta
+        self._shards: list[str] = []
+        self._place: dict[str, tuple[int, int]] = {}
+        self._open: dict[int, Tensor] = {}
+        if (folder / INDEX).is_file():
+            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            if content["meta"] != meta:
+                raise ValueError(f"{folder}: made from something else, {content['meta']}; set train.cache_dir")
+            for name, keys in content["shards"].items():
+                self._register(name, keys)
+
+    def _register(self, name: str, keys: Sequence[str]) -> None:
+        number = len(self._shards)
+        self._shards.append(name)
+        self._place.update({key: (number, row) for row, key in enumerate(keys)})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._place
+
+    def extend(self, keys: Sequence[str], compute: Callable[[Sequence[str]], Tensor], batch: int) -> None:
+        """Add the keys that are missing. Every rank calls this with the same keys and computes its share.
+
+        compute: some keys -> (len(keys), ...) rows on the CPU.
+        """
+        from safetensors.torch import save_file
+
+        ranks, rank = runtime.world_size(), runtime.rank()
+        missing = [key for key in dict.fromkeys(keys) if key not in self._place]
+        mine, written = missing[rank::ranks], {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pending: list[Tensor] = []
+        pending_keys: list[str] = []
+
+        def flush() -> None:
+            if pending_keys:
+                digest = hashlib.blake2b("".join(pending_keys).encode(), digest_size=8).hexdigest()
+                name = f"rows-{digest}.safetensors"
+                temporary = self.folder / f"{name}.{os.getpid()}.tmp"
+                save_file({"rows": torch.cat(pending).contiguous()}, temporary, metadata={"format": "pt"})
+                os.replace(temporary, self.folder / name)
+                written[name] = list(pending_keys)
+                pending.clear()
+                pending_keys.clear()
+
+        size = 0
+        for start in range(0, len(mine), batch):
+            chosen = mine[start : start + batch]
+            rows = compute(chosen)
+            pending.append(rows)
+            pending_keys += chosen
+            size += rows.numel() * rows.element_size()
+            if size >= SHARD_BYTES:
+                flush()
+                size = 0
+        flush()
+        for part in _all_ranks(written):
+            for name, shard_keys in part.items():
+                self._register(name, shard_keys)
+        if rank == 0:
+            self._write_index()
+        _all_ranks(None)
+
+    def _write_index(self) -> None:
+        shards: dict[str, list[str]] = {name: [] for name in self._shards}
+        for key, (number, _) in sorted(self._place.items(), key=lambda item: item[1]):
+            shards[self._shards[number]].append(key)
+        temporary = self.folder / f"{INDEX}.tmp"
+        temporary.write_text(json.dumps({"meta": self.meta, "shards": shards}), encoding="utf-8")
+        os.replace(temporary, self.folder / INDEX)
+
+    def rows(self, keys: Sequence[str]) -> Tensor:
+        """Rows of the keys, in order, copied to ordinary memory. Raises KeyError naming a key that is not there."""
+        found = []
+        for key in keys:
+            number, row = self._place[key]
+            if number not in self._open:
+                from safetensors.torch import load_file
+
+                self._open[number] = load_file(self.folder / self._shards[number])["rows"]  # memory-mapped
+            found.append(self._open[number][row])
+        return torch.stack(found)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}}
+
+
+def _all_ranks(value) -> list:
+    """What every rank passed, in rank order; also a barrier."""
+    if runtime.world_size() == 1:
+        return [value]
+    runtime.join_group()
+    values = [None] * runtime.world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+class FeatureCache:
+    """Image path -> features of the frozen tower, before the projector."""
+
+    def __init__(self, store: RowStore, keys: dict[str, str]):
+        self._store, self._keys = store, keys
+
+    def lookup(self, paths: Sequence[str]) -> Tensor:
+        """(I, N, Dv). Raises KeyError naming an image that was not cached."""
+        return self._store.rows([self._keys[path] for path in paths])
+
+    def blank(self) -> Tensor:
+        """(1, N, Dv) of zeros, for a batch without images."""
+        first = next(iter(self._keys.values()))
+        return torch.zeros_like(self._store.rows([first]))
+
+
+class TextStateCache:
+    """Token ids of a root -> its pooled state before the heads."""
+
+    def __init__(self, store: RowStore, width: int, dtype: torch.dtype):
+        self._store, self.width, self.dtype = store, width, dtype
+
+    def lookup(self, roots: Sequence[Sequence[int]]) -> Tensor:
+        """(M, D). Raises KeyError for a text that was not cached."""
+        return self._store.rows([root_key(root) for root in roots])
+
+
+def root_key(root: Iterable[int]) -> str:
+    return hashlib.blake2b(json.dumps([int(token) for token in root]).encode(), digest_size=12).hexdigest()
+
+
+@dataclass
+class Stores:
+    """What `PackedCollator` takes; None = compute live."""
+
+    features: FeatureCache | None = None
+    texts: TextStateCache | None = None
+
+
+def wanted(config: Config) -> bool:
+    """Whether any cache may apply; exact eligibility is decided from requires_grad in `prepare`."""
+    texts = config.train.cache_text_states and config.objective.contrastive_weight > 0
+    return config.train.cache_vision_features or (texts and config.model.learning_rate.llm == 0)
+
+
+def prepare(config: Config, inputs, model: HaclModel) -> Stores:
+    """Open the caches of a run and compute what they lack. `model` is not sharded. Every rank calls this.
+
+    Raises ConfigError when train.cache_vision_features is set although the tower trains.
+    """
+    train = config.train
+    root = Path(train.cache_dir) if train.cache_dir else Path(train.output_dir) / "cache"
+    folder = manifest.model_folder(config.model.path, config.model.revision)
+    device = runtime.local_device()
+    model.to(device).eval()
+    stores = Stores()
+    if train.cache_vision_features:
+        if not is_frozen(model.adapter.vision_tower):
+            raise ConfigError("train.cache_vision_features=true, but model.learning_rate.vision > 0 changes them")
+        stores.features = _features(root, folder, inputs, model, device)
+    if train.cache_text_states and config.objective.contrastive_weight > 0 and constant_text(model.backbone):
+        stores.texts = _texts(root, folder, config, inputs, model, device)
+    return stores
+
+
+def _store(root: Path, kind: str, meta: dict) -> RowStore:
+    name = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return RowStore(root / f"{kind}-{name}", meta)
+
+
+def _features(root: Path, folder: Path, inputs, model: HaclModel, device: torch.device) -> FeatureCache:
+    processor = inputs.processor.image_processor
+    settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+    tower = model.adapter.vision_tower
+    dtype = next(tower.parameters()).dtype
+    meta = {
+        "kind": "vision features before the projector",
+        "weights": manifest.fingerprint(folder, ("vision_tower",)),
+        "preprocessing": hashlib.blake2b(settings.encode(), digest_size=8).hexdigest(),
+        "selected": str(getattr(model.adapter.model.config, "vision_feature_layer", None)),
+        "dtype": str(dtype),
+    }
+    keys: dict[str, str] = {}
+    for record in (*inputs.records, *inputs.eval_records):
+        for path in record.images:
+            if path not in keys:
+                stat = resolve_image(inputs.image_root, path).stat()
+                keys[path] = f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    files = {key: path for path, key in keys.items()}
+
+    @torch.no_grad()
+    def compute(chosen: Sequence[str]) -> Tensor:
+        images = [load_image(resolve_image(inputs.image_root, files[key])) for key in chosen]
+        pixels = [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
+        return model.adapter.vision_features(torch.stack(pixels).to(device, dtype)).cpu()
+
+    store = _store(root, "vision", meta)
+    store.extend(list(files), compute, batch=16)
+    return FeatureCache(store, keys)
+
+
+def _texts(root: Path, folder: Path, config: Config, inputs, model: HaclModel, device) -> TextStateCache:
+    from hacl.training.run import build_dataset
+
+    objective = config.objective
+    dtype = next(model.adapter.decoder.parameters()).dtype
+    meta = {
+        "kind": "pooled text states before the heads",
+        "weights": manifest.fingerprint(folder, ("language_model", "embed_tokens")),
+        "layer": objective.layer,
+        "pool": objective.text_pool,
+        "dtype": str(dtype),
+    }
+    texts: dict[str, None] = {}
+    for records in (inputs.records, inputs.eval_records):
+        texts.update(dict.fromkeys(build_dataset(config, inputs, records, pixels=False).texts()))
+    roots: dict[str, Hashable] = {}
+    for text in texts:
+        ids = tuple(inputs.encoder.root(text))
+        roots[root_key(ids)] = ids
+
+    def compute(chosen: Sequence[str]) -> Tensor:
+        return text_states(model, [roots[key] for key in chosen], encoder=inputs.encoder, device=device).to(dtype)
+
+    store = _store(root, "texts", meta)
+    store.extend(sorted(roots, key=lambda key: len(roots[key])), compute, batch=512)
+    return TextStateCache(store, model.adapter.hidden_size, dtype)

@@ -1,0 +1,215 @@
+"""Which model, data and settings a checkpoint belongs to, and whether it is complete.
+
+`manifest.json` is written last, so a checkpoint folder without one that verifies was interrupted and is skipped.
+Resuming reads optimizer and RNG state only from the run's own folder, after its manifest verifies against the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hacl.config import Config
+
+MANIFEST = "manifest.json"
+FORMAT = "hacl-checkpoint-1"
+HASH_LIMIT = 2**30  # files above 1 GiB are checked by size alone
+# Settings a resumed run may change: where and how often things are written, and how long it goes on.
+FREE = {
+    "model.path",
+    "model.revision",
+    "data.path",
+    "data.eval_path",
+    "data.image_root",
+    "train.output_dir",
+    "train.epochs",
+    "train.max_steps",
+    "train.per_device_eval_batch_size",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.eval_steps",
+    "train.best_metric",
+    "train.best_is_greater",
+    "train.resume",
+    "train.num_workers",
+    "train.cache_vision_features",
+    "train.cache_text_states",
+    "train.cache_dir",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that must not be used here; the message says why and what to do."""
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: itself, or the snapshot a hub id was downloaded to."""
+    if Path(path).is_dir():
+        return Path(path)
+    from transformers.utils import cached_file
+
+    return Path(cached_file(path, "config.json", revision=revision)).parent
+
+
+def fingerprint(folder: Path | str, parts: Sequence[str] = ()) -> str:
+    """Sixteen hex digits that name a checkpoint's weights, from tensor names, shapes, dtypes and sampled values.
+
+    parts: only tensors whose name contains one of these (all if none does). Each tensor contributes up to 64 samples
+    of 64 bytes spread over it, so an update of a module is seen without reading the whole file.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no .safetensors file; convert the checkpoint to safetensors first")
+    tensors: dict[str, tuple[Path, int, dict]] = {}
+    for file in files:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        tensors.update({name: (file, 8 + length, info) for name, info in header.items() if name != "__metadata__"})
+    chosen = [name for name in sorted(tensors) if any(part in name for part in parts)] or sorted(tensors)
+    digest = hashlib.blake2b(digest_size=8)
+    maps = {file: np.memmap(file, mode="r") for file in files}
+    for name in chosen:
+        file, start, info = tensors[name]
+        begin, end = (start + offset for offset in info["data_offsets"])
+        digest.update(f"{name} {info['dtype']} {info['shape']}".encode())
+        for position in np.linspace(begin, max(begin, end - 64), num=64, dtype=np.int64):
+            digest.update(maps[file][position : min(position + 64, end)].tobytes())
+    return digest.hexdigest()
+
+
+def data_fingerprint(records: Iterable[Any]) -> str:
+    """Names the training records by id, captions and hallucinated captions, in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for record in records:
+        texts = (record.id, *record.images, *record.captions, *(h.text for h in record.hallucinated))
+        digest.update("\x1f".join(texts).encode() + b"\x1e")
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("hacl", "torch", "transformers", "deepspeed", "peft", "accelerate"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train.seed": 0, ...} of nested dictionaries or dataclasses."""
+    values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def write_manifest(folder: Path, config: Config, *, base: str, data: str, step: int, ranks: int) -> None:
+    """List the files of a finished checkpoint. base and data: fingerprints of base checkpoint and records."""
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != MANIFEST:
+            size = file.stat().st_size
+            entry: dict[str, Any] = {"size": size}
+            if size <= HASH_LIMIT:
+                entry["sha256"] = _sha256(file)
+            files[file.relative_to(folder).as_posix()] = entry
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "ranks": ranks,
+        "base": {"path": config.model.path, "revision": config.model.revision, "fingerprint": base},
+        "data": data,
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+        "files": files,
+    }
+    temporary = folder / f"{MANIFEST}.tmp"
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path | str) -> dict:
+    """The manifest of a complete checkpoint. Raises CheckpointError naming the file that is missing or changed."""
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {MANIFEST}; the checkpoint is not ours or was interrupted while saving")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT!r}")
+    for name, entry in content["files"].items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["size"]:
+            raise CheckpointError(f"{folder}: {name} is missing or has another size than the manifest says")
+        if "sha256" in entry and _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{folder}: the content of {name} is not what the manifest says")
+    return content
+
+
+def check_compatible(folder: Path | str, config: Config, *, base: str, data: str, ranks: int) -> dict:
+    """Refuse to resume from a checkpoint of another model, data set, number of ranks or setting."""
+    content = read_manifest(folder)
+    if content["base"]["fingerprint"] != base:
+        raise CheckpointError(
+            f"{folder}: checkpoint of another model: it was trained from {content['base']['path']} "
+            f"({content['base']['fingerprint']}), this run starts from {config.model.path} ({base}); "
+            "set model.path to that model or train.resume=none with another train.output_dir"
+        )
+    if content["data"] != data:
+        raise CheckpointError(f"{folder}: trained on other records; use the same data.path or another train.output_dir")
+    if content["ranks"] != ranks:
+        raise CheckpointError(f"{folder}: saved by {content['ranks']} rank(s), this run has {ranks}; use as many")
+    before, now = flatten(content["config"]), flatten(config)
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted({*before, *now})
+        if key not in FREE and not key.startswith("log.") and before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: settings differ from the checkpoint's ({'; '.join(changed)}); restore them, or start anew with "
+            "another train.output_dir"
+        )
+    return content
+
+
+def newest_checkpoint(run: Path | str) -> Path | None:
+    """The checkpoint of the highest step in a run folder whose manifest verifies; None if there is none."""
+    run = Path(run)
+    numbered = []
+    for folder in run.glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if match and folder.is_dir():
+            numbered.append((int(match[1]), folder))
+    for _, folder in sorted(numbered, reverse=True):
+        try:
+            read_manifest(folder)
+        except CheckpointError:
+            continue
+        return folder
+    return None

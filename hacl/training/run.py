@@ -1,0 +1,229 @@
+"""One training run from a Config: build, train, save. Order matters under ZeRO-3: arguments before model."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hacl.config import Config, save_config
+from hacl.data.collate import PackedCollator
+from hacl.data.dataset import TrainingDataset
+from hacl.data.records import Record
+from hacl.data.templates import SequenceEncoder
+from hacl.losses.gather import Gather
+from hacl.training import build, caches, callbacks, manifest, runtime
+from hacl.training.objective import HaclModel
+from hacl.training.trainer import HaclTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResult:
+    """checkpoint: folder of the best checkpoint (the last one without train.best_metric)."""
+
+    checkpoint: Path
+    step: int
+    metrics: dict[str, Any]
+
+
+@dataclass
+class Inputs:
+    """What a run reads besides weights."""
+
+    processor: Any
+    encoder: SequenceEncoder
+    records: list[Record]
+    eval_records: list[Record]
+    image_root: Path | None
+    data: str
+    base: str
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Processor and records, checked before any weight is loaded. Raises errors naming file, record and fix."""
+    records = build.read_all(config.data.path, config.data.max_records)
+    eval_records = build.read_all(config.data.eval_path)
+    build.check_records(records, config.objective, ", ".join(config.data.path) or "data.path")
+    if config.data.eval_path:
+        build.check_records(eval_records, config.objective, ", ".join(config.data.eval_path))
+    processor = build.load_processor(config.model)
+    root = build.image_root(config.data)
+    build.check_images([*records, *eval_records], root)
+    return Inputs(
+        processor=processor,
+        encoder=build.build_encoder(processor, config.data),
+        records=records,
+        eval_records=eval_records,
+        image_root=root,
+        data=manifest.data_fingerprint(records),
+        base=manifest.fingerprint(manifest.model_folder(config.model.path, config.model.revision)),
+    )
+
+
+def build_model(config: Config, inputs: Inputs, *, backbone: nn.Module | None = None) -> HaclModel:
+    """Backbone with what trains, and heads. Loaded here unless given."""
+    if backbone is None:
+        backbone = build.load_backbone(config.model)
+    stage = runtime.zero_stage(config.train)
+    if stage != 3:  # sharded parameters cannot be run before DeepSpeed starts
+        build.check_image_tokens(backbone, inputs.encoder)
+    torch.manual_seed(config.train.seed)
+    backbone = build.select_trainable(backbone, config.model, masters=stage is None)
+    adapter = build.find_adapter(backbone)
+    trainable = config.model.learning_rate.heads > 0
+    heads = build.build_heads(adapter, config.objective, seed=config.train.seed, trainable=trainable)
+    gather = Gather() if runtime.world_size() > 1 else None
+    return HaclModel(backbone, config.objective, gather=gather, heads=heads)
+
+
+def build_dataset(config: Config, inputs: Inputs, records: list[Record], *, pixels: bool) -> TrainingDataset:
+    return TrainingDataset(
+        records,
+        inputs.encoder,
+        image_root=inputs.image_root,
+        objective=config.objective,
+        seed=config.data.seed,
+        load_pixels=pixels,
+    )
+
+
+def build_trainer(config: Config) -> HaclTrainer:
+    """Everything up to the first step. Raises before training for bad settings, records, images and processors."""
+    runtime.prepare_process(config.train)
+    inputs = read_inputs(config)
+    stores = caches.Stores()
+    model = None
+    if caches.wanted(config) and runtime.zero_stage(config.train) == 3:
+        unsharded = build_model(config, inputs)  # no arguments yet, so nothing shards it
+        stores = caches.prepare(config, inputs, unsharded)
+        del unsharded
+        gc.collect()
+    arguments = runtime.training_arguments(config, has_eval=bool(inputs.eval_records))
+    if model is None:
+        model = build_model(config, inputs)
+    if caches.wanted(config) and runtime.zero_stage(config.train) != 3:
+        stores = caches.prepare(config, inputs, model)
+    pixels = stores.features is None
+    train_set = build_dataset(config, inputs, inputs.records, pixels=pixels)
+    eval_set = build_dataset(config, inputs, inputs.eval_records, pixels=pixels) if inputs.eval_records else None
+    collator = PackedCollator(
+        inputs.encoder, config.objective, text_states=stores.texts, image_features=stores.features
+    )
+    lengths = modality = None
+    if config.train.grouping != "none":
+        plain = build_dataset(config, inputs, inputs.records, pixels=False)
+        lengths = [plain[i].num_tokens for i in range(len(plain))]
+        modality = [not record.images for record in inputs.records]
+    trainer = HaclTrainer(
+        model,
+        config,
+        processor=inputs.processor,
+        base=inputs.base,
+        data=inputs.data,
+        lengths=lengths,
+        is_text_only=modality,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        callbacks=_watchers(config, inputs, model),
+    )
+    return trainer
+
+
+def _watchers(config: Config, inputs: Inputs, model: HaclModel) -> list:
+    folder = config.train.output_dir
+    watchers: list = [callbacks.JsonLines(folder), callbacks.tensorboard(folder)]
+    if config.log.sample_steps:
+        pool = [r for r in inputs.eval_records or inputs.records if len(r.images) == 1]
+        watchers.append(
+            callbacks.SampleCaptions(
+                model,
+                inputs.processor,
+                pool[: config.log.sample_count],
+                inputs.image_root,
+                inputs.encoder.caption_sequence("", answer=False).ids,
+                every=config.log.sample_steps,
+                new_tokens=config.log.sample_max_new_tokens,
+                folder=folder,
+            )
+        )
+    return watchers
+
+
+def find_resume(config: Config, base: str, data: str) -> str | None:
+    """The checkpoint to resume from, verified against this run, or None to start anew."""
+    output = Path(config.train.output_dir)
+    if config.train.resume == "none":
+        return None
+    if config.train.resume == "auto":
+        folder = manifest.newest_checkpoint(output)
+        if folder is None:
+            return None
+    else:
+        folder = Path(config.train.resume)
+        if folder.resolve().parent != output.resolve():
+            raise manifest.CheckpointError(
+                f"train.resume={folder}: only checkpoints inside train.output_dir ({output}) are resumed; to start "
+                "from its weights, export it and set model.path"
+            )
+    manifest.check_compatible(folder, config, base=base, data=data, ranks=runtime.world_size())
+    return str(folder)
+
+
+def run(config: Config) -> RunResult:
+    """Train as configured and return the checkpoint to export. Calling again resumes, or returns what is done."""
+    trainer = build_trainer(config)
+    output = Path(config.train.output_dir)
+    resume = find_resume(config, trainer.base, trainer.data)
+    if trainer.args.should_save:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(config, output / "config.yaml")
+        (output / "versions.json").write_text(json.dumps(manifest.versions(), indent=1), encoding="utf-8")
+    _announce(config, trainer, resume)
+    outcome = trainer.train(resume_from_checkpoint=resume)
+    metrics = dict(outcome.metrics)
+    best = trainer.state.best_model_checkpoint
+    last = output / f"checkpoint-{trainer.state.global_step}"
+    if not (last / manifest.MANIFEST).is_file() and best is None:
+        trainer._save_checkpoint(trainer.model_wrapped, None)
+    if trainer.eval_dataset is not None:
+        metrics.update(trainer.evaluate())
+    result = RunResult(Path(best) if best else last, trainer.state.global_step, metrics)
+    if trainer.args.should_save:
+        summary = {"checkpoint": result.checkpoint.name, "step": result.step, "metrics": result.metrics}
+        (output / "result.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    return result
+
+
+def _announce(config: Config, trainer: HaclTrainer, resume: str | None) -> None:
+    """What a reader of the log must know about batches and what trains."""
+    if not trainer.is_world_process_zero():
+        return
+    train = config.train
+    ranks = trainer.args.world_size
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    total = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    print(
+        f"training {trained:,} of {total:,} parameters on {ranks} rank(s), "
+        + ("no DeepSpeed" if train.deepspeed is None else f"DeepSpeed ZeRO-{runtime.zero_stage(train)}")
+        + (f", resuming {resume}" if resume else "")
+    )
+    print(
+        f"contrastive batch: {train.per_device_batch_size * ranks} samples (one micro-batch over all ranks); "
+        f"generation batch: {train.per_device_batch_size * ranks * train.gradient_accumulation_steps} samples per step"
+        + (
+            f"; accumulation averages {train.gradient_accumulation_steps} contrastive batches, it does not enlarge them"
+            if train.gradient_accumulation_steps > 1
+            else ""
+        ),
+        flush=True,
+    )

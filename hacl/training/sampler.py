@@ -1,0 +1,105 @@
+"""Which samples form each global batch, and which rank gets which: a pure function of (seed, epoch).
+
+Every rank builds the same plan and takes its share, so ranks always have the same number of batches. Resuming skips
+batches of the plan; nothing depends on workers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import DataLoader, Sampler
+
+MEGABATCH = 32  # global batches that are sorted by length together: long enough to group, short enough to stay random
+
+
+def plan_epoch(
+    count: int,
+    global_batch: int,
+    *,
+    seed: int,
+    epoch: int,
+    grouping: str = "none",
+    lengths: Sequence[int] | None = None,
+    is_text_only: Sequence[bool] | None = None,
+) -> list[list[int]]:
+    """Shuffled indices of `count` samples in global batches; an incomplete last batch is dropped unless it is the only.
+
+    grouping "length": samples of one batch have similar lengths; "modality": also text-only samples and samples with
+    images in separate batches (what is left over of both is mixed).
+    """
+    generator = random.Random(f"{seed}/{epoch}")
+    order = list(range(count))
+    generator.shuffle(order)
+    if count <= global_batch:
+        return [order]
+    if grouping == "none":
+        batches = _chunk(order, global_batch)
+    elif grouping == "length":
+        batches = _by_length(order, global_batch, lengths)
+    else:
+        batches, rest = [], []
+        for wanted in (True, False):
+            part = [i for i in order if is_text_only[i] == wanted]
+            whole = len(part) // global_batch * global_batch
+            batches += _by_length(part[:whole], global_batch, lengths)
+            rest += part[whole:]
+        batches += _chunk(rest, global_batch)
+    batches = [batch for batch in batches if len(batch) == global_batch]
+    generator.shuffle(batches)
+    return batches
+
+
+def plan_evaluation(count: int, global_batch: int, ranks: int) -> list[list[int]]:
+    """Every sample exactly once, in order, in nearly equal global batches with at least one sample per rank."""
+    if count < ranks:
+        raise ValueError(f"{count} validation samples cannot be shared by {ranks} ranks; use fewer ranks or more data")
+    batches = min(-(-count // global_batch), count // ranks)
+    bounds = [count * b // batches for b in range(batches + 1)]
+    return [list(range(start, stop)) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def _chunk(order: Sequence[int], size: int) -> list[list[int]]:
+    return [list(order[start : start + size]) for start in range(0, len(order), size)]
+
+
+def _by_length(order: Sequence[int], size: int, lengths: Sequence[int] | None) -> list[list[int]]:
+    if lengths is None:
+        raise ValueError("grouping by length needs the length of every sample")
+    batches = []
+    for block in _chunk(order, size * MEGABATCH):
+        batches += _chunk(sorted(block, key=lambda i: -lengths[i]), size)
+    return batches
+
+
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Batch sampler of one rank. `set_epoch` also tells the dataset, whose captions are drawn per epoch."""
+
+    def __init__(self, plan, *, rank: int, ranks: int, dataset=None):
+        """plan: epoch -> list of global batches (the same on every rank)."""
+        self.plan, self.rank, self.ranks, self.dataset = plan, rank, ranks, dataset
+        self.epoch = 0
+        self._batches = plan(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self._batches = epoch, self.plan(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            if len(batch) < self.ranks:
+                raise ValueError(f"a batch of {len(batch)} samples cannot be shared by {self.ranks} ranks")
+            yield batch[self.rank :: self.ranks]
+
+
+class EpochDataLoader(DataLoader):
+    """DataLoader whose `set_epoch` reaches its batch sampler, as Trainer expects."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)

@@ -1,0 +1,257 @@
+"""The Trainer of this project: loss normalisation, parameter groups, metrics, and saving and loading of what trains.
+
+Normalisation: the LM loss is one mean over all label tokens of the accumulation window and all ranks. The contrastive
+loss is not separable over micro-batches, so each micro-batch (over all ranks) is one contrastive batch of its own and
+the window takes their mean. The two are normalised separately; neither rescales the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from hacl.config import Config
+from hacl.data.collate import GENERATION
+from hacl.training import manifest, sampler, weights
+from hacl.training.groups import parameter_groups
+from hacl.training.metrics import ReportMeter, Throughput, ratios
+
+logger = logging.getLogger(__name__)
+
+
+class HaclTrainer(Trainer):
+    """Trains a HaclModel. base and data: fingerprints of base checkpoint and records, for the manifests.
+
+    lengths and is_text_only (one entry per training sample) serve `train.grouping`.
+    """
+
+    def __init__(
+        self,
+        model,
+        config: Config,
+        *,
+        processor=None,
+        base: str = "",
+        data: str = "",
+        lengths: list[int] | None = None,
+        is_text_only: list[bool] | None = None,
+        **kwargs,
+    ):
+        super().__init__(model=model, **kwargs)
+        self.config = config
+        self.processor = processor
+        self.base, self.data = base, data
+        self.lengths, self.is_text_only = lengths, is_text_only
+        # Losses are normalised over the window in compute_loss; Trainer must not divide them again.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True
+        self._meter = ReportMeter()
+        self._throughput = Throughput()
+        asked = config.train.deepspeed is not None
+        if asked != self.is_deepspeed_enabled:
+            raise RuntimeError(f"train.deepspeed={config.train.deepspeed!r}, but DeepSpeed active: {not asked}")
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Global batches planned from (seed, epoch), shared by the ranks; see `hacl.training.sampler`."""
+        train, args = self.config.train, self.args
+        global_batch = train.per_device_batch_size * args.world_size
+
+        def plan(epoch: int) -> list[list[int]]:
+            return sampler.plan_epoch(
+                len(self.train_dataset),
+                global_batch,
+                seed=train.seed + self.config.data.seed,
+                epoch=epoch,
+                grouping=train.grouping,
+                lengths=self.lengths,
+                is_text_only=self.is_text_only,
+            )
+
+        return self._loader(self.train_dataset, plan)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """Every validation sample once, in fixed global batches."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.per_device_eval_batch_size * self.args.world_size
+        batches = sampler.plan_evaluation(len(dataset), size, self.args.world_size)
+        return self._loader(dataset, lambda epoch: batches)
+
+    def _loader(self, dataset: Dataset, plan) -> DataLoader:
+        args = self.args
+        return sampler.EpochDataLoader(
+            dataset,
+            batch_sampler=sampler.GlobalBatchSampler(
+                plan, rank=args.process_index, ranks=args.world_size, dataset=dataset
+            ),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    # Loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Label tokens of the whole accumulation window on all ranks (collective)."""
+        counts = [(b["sequence_kind"][b["label_sequence"]] == GENERATION).sum() for b in batch_samples]
+        total = (torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long)).to(device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return total
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ):
+        """Loss of one micro-batch; its sum over the window, averaged over ranks, is the loss of the step."""
+        objective = self.config.objective
+        outputs = model(**inputs)
+        labels = outputs.lm_tokens if num_items_in_batch is None else num_items_in_batch
+        ranks = 1 if num_items_in_batch is None else self.args.world_size
+        loss = objective.lm_weight * outputs.lm_sum * ranks / labels.clamp_min(1)
+        batch_loss = objective.contrastive_weight * outputs.contrastive
+        batch_loss = batch_loss + objective.likelihood_margin_weight * outputs.margin
+        loss = loss + batch_loss / self.current_gradient_accumulation_steps
+        self._meter.add(outputs.report)
+        if objective.contrastive_weight:
+            self._meter.add({"contrastive": (outputs.contrastive, torch.ones_like(outputs.contrastive))})
+        self._throughput.add(inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with one learning rate per module."""
+        if self.optimizer is None:
+            rates = self.config.model.learning_rate
+            groups = parameter_groups(self.model, rates, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                groups,
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                fused=self.args.device.type == "cuda",
+            )
+        return self.optimizer
+
+    # Metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Training lines also get every loss term, similarities, temperature, rates, throughput and memory."""
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise FloatingPointError(
+                    f"loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate or resume from "
+                    "the last checkpoint"
+                )
+            logs.pop("learning_rate", None)
+            logs.update(ratios(self._meter.reduce()))
+            logs.update(self._throughput.reduce())
+            logs.update({f"learning_rate/{name}": rate for name, rate in self._rates().items()})
+        super().log(logs, start_time)
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rate of each module as of the last step."""
+        names = [group["name"].split("/")[0] for group in self.optimizer.param_groups]
+        return {name: float(rate) for name, rate in zip(names, self.lr_scheduler.get_last_lr(), strict=True)}
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Validation losses over all samples and ranks: `<prefix>_loss` is the training objective on them."""
+        objective = self.config.objective
+        model, was_training = self.model_wrapped, self.model.training
+        meter, training_meter = ReportMeter(), (self._meter, self._throughput)
+        self._meter, self._throughput = meter, Throughput()
+        self.current_gradient_accumulation_steps = 1
+        model.eval()
+        with torch.no_grad():
+            for batch in self.get_eval_dataloader(eval_dataset):
+                with self.compute_loss_context_manager():
+                    self.compute_loss(model, self._prepare_inputs(batch))
+        model.train(was_training)
+        self._meter, self._throughput = training_meter
+        values = ratios(meter.reduce())
+        total = objective.lm_weight * values.get("lm", 0.0)
+        total += objective.contrastive_weight * values.get("contrastive", 0.0)
+        total += objective.likelihood_margin_weight * values.get("likelihood_margin", 0.0)
+        metrics = {f"{metric_key_prefix}_loss": total}
+        metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains, the processor and the backbone's config. Every rank calls this."""
+        folder = Path(output_dir or self.args.output_dir)
+        weights.save_weights(self.model, folder, write=self.args.should_save)
+        if self.args.should_save:
+            self.model.adapter.model.config.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
+        self._barrier()
+
+    def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
+        """As Trainer, then the manifest, and only then the removal of old checkpoints."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self._barrier()
+        if self.args.should_save:
+            manifest.write_manifest(
+                Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}",
+                self.config,
+                base=self.base,
+                data=self.data,
+                step=self.state.global_step,
+                ranks=self.args.world_size,
+            )
+            rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=self.state.best_model_checkpoint)
+        self._barrier()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer; DeepSpeed leaves out frozen weights, which the base checkpoint holds."""
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):
+        """As Trainer, but a DeepSpeed checkpoint is read without its (left out) frozen weights."""
+        model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            if self.is_deepspeed_enabled:
+                self._load_deepspeed(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        self._throughput.clear()
+        return model, train_dataloader
+
+    def _load_deepspeed(self, folder: str) -> None:
+        loaded, _ = self.model_wrapped.load_checkpoint(folder, load_module_strict=False)
+        if loaded is None:
+            raise manifest.CheckpointError(f"{folder}: DeepSpeed found no state in it")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        weights.load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        logger.info("loading the best checkpoint %s (%s)", best, self.state.best_metric)
+        if self.is_deepspeed_enabled:
+            self._load_deepspeed(best)
+        else:
+            weights.load_weights(self.model, Path(best))
+
+    def _barrier(self) -> None:
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
