@@ -80,6 +80,8 @@ def build_model(config: Config, inputs: Inputs, *, backbone: nn.Module | None = 
     adapter = build.find_adapter(backbone)
     trainable = config.model.learning_rate.heads > 0
     heads = build.build_heads(adapter, config.objective, seed=config.train.seed, trainable=trainable)
+    if heads is not None and stage == 3:
+        heads = heads.to(next(adapter.decoder.parameters()).dtype)  # ZeRO-3 wants one dtype; masters are fp32
     gather = Gather() if runtime.world_size() > 1 else None
     return HaclModel(backbone, config.objective, gather=gather, heads=heads)
 
