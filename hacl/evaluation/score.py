@@ -64,8 +64,8 @@ def ratio(pairs: Iterable[tuple[float, float]], name: str, warnings: list[str]) 
     """Sum of numerators over sum of denominators; ``None`` and a warning when the denominators sum to zero."""
     numerator = denominator = 0.0
     for top, bottom in pairs:
-        numerator += top
-        denominator += bottom
+        numerator += float(top)
+        denominator += float(bottom)
     if denominator == 0:
         warnings.append(f"{name} is undefined (0/0) and reported as null")
         return None
