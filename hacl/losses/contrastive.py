@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hacl.losses.gather import Gather
+from hacl.losses.info_nce import POSITIVES, first_is_positive, info_nce, share_label
 
 HARD_SCOPES = ("own", "local", "global")
-POSITIVES = ("mean_log", "log_sum")
 Report = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -202,7 +202,7 @@ def _image_to_text(batch: _Batch, scale, hard_scope, positives, exclude_other_po
     image_label_M = batch.image_label_N.repeat_interleave(C)
     is_image_B1 = batch.is_image_B[:, None]
     positive_BM = (image_label_B[:, None] == image_label_M) & batch.is_caption_M & is_image_B1
-    describes_BM = _share_label(positive_BM, batch.text_label_M, batch.text_label_M)
+    describes_BM = share_label(positive_BM, batch.text_label_M, batch.text_label_M)
     negative_BM = ~describes_BM & batch.is_caption_M & is_image_B1
     similarity_BM = batch.image_BP @ batch.caption_MP.T
 
@@ -225,7 +225,7 @@ def _image_to_text(batch: _Batch, scale, hard_scope, positives, exclude_other_po
     loss_B, is_anchor_B = info_nce(logit_BX, positive_BX, negative_BX, positives, exclude_other_positives)
     similarity_BX = torch.cat([similarity_BM, similarity_BH], dim=1)
     report = {
-        "i2t_top1": _sum_and_count(_first_is_positive(similarity_BX, positive_BX, negative_BX), is_anchor_B),
+        "i2t_top1": _sum_and_count(first_is_positive(similarity_BX, positive_BX, negative_BX), is_anchor_B),
         "positive_similarity": _sum_and_count(similarity_BM, positive_BM),
         "negative_similarity": _sum_and_count(similarity_BM, negative_BM),
         "effective_negatives": _sum_and_count(negative_BX.sum(1), is_anchor_B),
@@ -239,56 +239,17 @@ def _text_to_image(batch: _Batch, scale, positives, exclude_other_positives):
     image_label_M = batch.image_label_N.repeat_interleave(C)
     is_caption_A1 = batch.is_caption_M[anchors, None]
     same_text_AM = (batch.text_label_M[anchors, None] == batch.text_label_M) & batch.is_caption_M & is_caption_A1
-    described_AN = _share_label(same_text_AM, image_label_M, batch.image_label_N)
+    described_AN = share_label(same_text_AM, image_label_M, batch.image_label_N)
     positive_AN = (image_label_M[anchors, None] == batch.image_label_N) & batch.is_image_N & is_caption_A1
     negative_AN = ~described_AN & batch.is_image_N & is_caption_A1
     similarity_AN = batch.caption_BCP.flatten(0, 1) @ batch.image_NP.T
     loss_A, is_anchor_A = info_nce(similarity_AN * scale, positive_AN, negative_AN, positives, exclude_other_positives)
-    top1_A = _first_is_positive(similarity_AN, positive_AN, negative_AN)
+    top1_A = first_is_positive(similarity_AN, positive_AN, negative_AN)
     return loss_A, is_anchor_A, {"t2i_top1": _sum_and_count(top1_A, is_anchor_A)}
 
 
-def info_nce(
-    logit_AX: Tensor, positive_AX: Tensor, negative_AX: Tensor, positives: str, exclude_other_positives: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss (A,) of every anchor and whether it is one (has a positive); finite, and 0, where it is not.
-
-    Columns neither positive nor negative are left out. The masked value is finite so that rows without any column
-    have a finite value and gradient.
-    """
-    left_out = torch.finfo(logit_AX.dtype).min / 4
-    is_anchor_A = positive_AX.any(1)
-    positive_logit_AX = logit_AX.masked_fill(~positive_AX, left_out)
-    if positives == "mean_log" and exclude_other_positives:
-        log_negatives_A = logit_AX.masked_fill(~negative_AX, left_out).logsumexp(1)
-        log_all_AX = torch.logaddexp(positive_logit_AX, log_negatives_A[:, None])
-    else:
-        log_all_AX = logit_AX.masked_fill(~(positive_AX | negative_AX), left_out).logsumexp(1, keepdim=True)
-    if positives == "log_sum":
-        loss_A = log_all_AX[:, 0] - positive_logit_AX.logsumexp(1)
-    else:
-        loss_AX = torch.where(positive_AX, log_all_AX - logit_AX, 0)
-        loss_A = loss_AX.sum(1) / positive_AX.sum(1).clamp_min(1)
-    return torch.where(is_anchor_A, loss_A, 0), is_anchor_A
-
-
-def _share_label(listed_AM: Tensor, label_M: Tensor, label_X: Tensor) -> Tensor:
-    """(A, X): whether anchor a lists, anywhere along M, an entry with the label of column x."""
-    num_labels = 1 + int(torch.cat([label_M, label_X]).max()) if len(label_M) + len(label_X) else 0
-    times = torch.zeros(len(listed_AM), num_labels, device=listed_AM.device)
-    return times.index_add_(1, label_M, listed_AM.to(times.dtype))[:, label_X] > 0
-
-
-def _first_is_positive(similarity_AX: Tensor, positive_AX: Tensor, negative_AX: Tensor) -> Tensor:
-    if not similarity_AX.shape[1]:
-        return positive_AX.any(1)
-    lowest = float("-inf")
-    best_positive_A = similarity_AX.masked_fill(~positive_AX, lowest).amax(1)
-    return best_positive_A > similarity_AX.masked_fill(~negative_AX, lowest).amax(1)
-
-
 def _sum_and_count(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(valid, values.detach(), 0).sum(dtype=torch.float64).float(), valid.sum()
+    return torch.where(valid, values.detach(), 0).sum().float(), valid.sum()
 
 
 def _unit(features: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:

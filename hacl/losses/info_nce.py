@@ -1,0 +1,53 @@
+"""Softmax cross-entropy over columns of which any number are positives and any number are left out.
+
+Shapes: A anchors, X columns, M listed entries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+POSITIVES = ("mean_log", "log_sum")
+
+
+def info_nce(
+    logit_AX: Tensor, positive_AX: Tensor, negative_AX: Tensor, positives: str, exclude_other_positives: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss (A,) of every anchor and whether it is one (has a positive); finite, and 0, where it is not.
+
+    Columns neither positive nor negative are left out. The masked value is finite so that rows without any column
+    have a finite value and gradient.
+    """
+    left_out = torch.finfo(logit_AX.dtype).min / 4
+    is_anchor_A = positive_AX.any(1)
+    positive_logit_AX = logit_AX.masked_fill(~positive_AX, left_out)
+    if positives == "mean_log" and exclude_other_positives:
+        log_negatives_A = logit_AX.masked_fill(~negative_AX, left_out).logsumexp(1)
+        log_all_AX = torch.logaddexp(positive_logit_AX, log_negatives_A[:, None])
+    else:
+        log_all_AX = logit_AX.masked_fill(~(positive_AX | negative_AX), left_out).logsumexp(1, keepdim=True)
+    if positives == "log_sum":
+        loss_A = log_all_AX[:, 0] - positive_logit_AX.logsumexp(1)
+    else:
+        loss_AX = torch.where(positive_AX, log_all_AX - logit_AX, 0)
+        loss_A = loss_AX.sum(1) / positive_AX.sum(1).clamp_min(1)
+    return torch.where(is_anchor_A, loss_A, 0), is_anchor_A
+
+
+def share_label(listed_AM: Tensor, label_M: Tensor, label_X: Tensor) -> Tensor:
+    """(A, X): whether anchor a lists, anywhere along M, an entry with the label of column x.
+
+    Labels are int64 and below the larger of M and X.
+    """
+    times = torch.zeros(len(listed_AM), max(len(label_M), len(label_X)), device=listed_AM.device)
+    return times.index_add_(1, label_M, listed_AM.to(times.dtype))[:, label_X] > 0
+
+
+def first_is_positive(similarity_AX: Tensor, positive_AX: Tensor, negative_AX: Tensor) -> Tensor:
+    """(A,): whether the best positive beats every negative; a tie is no win."""
+    if not similarity_AX.shape[1]:
+        return positive_AX.any(1)
+    lowest = float("-inf")
+    best_positive_A = similarity_AX.masked_fill(~positive_AX, lowest).amax(1)
+    return best_positive_A > similarity_AX.masked_fill(~negative_AX, lowest).amax(1)
