@@ -1,42 +1,39 @@
-"""The record schema: one image (or none, or several) with captions, hallucinated captions and a conversation.
+"""The record: one schema for training, validation, generation and evaluation, read from JSON lists and JSONL.
 
-On disk a record is a JSON object, in a JSON list or one per line (JSONL):
-
-    {"id": "139", "image": "val/000139.jpg", "image_id": "139", "captions": ["A woman ..."],
-     "hallucinated": [{"text": "A man ...", "type": "object", "span": [0, 5], "source": "lexical", "of": 0}],
-     "conversations": [{"from": "human", "value": "<image>\\nWhat ..."}, {"from": "gpt", "value": "..."}],
-     "objects": {"person": 1}}
-
-Keys of LLaVA and of the released HACL code are accepted: `text` or `caption` for one caption, `Hallucination caption`
-for one or several hallucinated captions, `conversations` with `from`/`value` or `role`/`content`.
+Keys of the released HACL and LLaVA data files ("Hallucination caption", "text", human/gpt turns) are understood too.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 HALLUCINATION_TYPES = ("object", "attribute", "number", "relation", "action", "event", "insertion", "other")
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-UPSTREAM_HALLUCINATED = ("Hallucination caption", "hallucination_caption")
+
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_CAPTION_KEYS = ("captions", "caption", "text")
+_UPSTREAM_HALLUCINATED = ("Hallucination caption", "Hallucination captions", "hallucination_caption")
+_KNOWN = {"id", "image", "image_id", "hallucinated", "conversations", "objects", *_CAPTION_KEYS, *_UPSTREAM_HALLUCINATED}
 
 
 class RecordError(ValueError):
-    """A record that cannot be used; the message names the file and line, the record, the key and the fix."""
+    """A record that cannot be used. The message names file and line, record, key, and what to do."""
 
 
 @dataclass(frozen=True)
 class HallucinatedCaption:
-    """A plausible but false edit of a caption.
+    """A caption that is wrong about its image.
 
-    type: one of HALLUCINATION_TYPES; span: character offsets of the edited words in `text`; source: what made it;
-    of: index of the caption it was derived from.
+    type: one of `HALLUCINATION_TYPES`; span: [start, end) characters of `text` that were edited; source: what wrote
+    it; of: index into the record's captions of the caption it was made from.
     """
 
     text: str
@@ -48,213 +45,317 @@ class HallucinatedCaption:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; `<image>` in the text marks where an image stands."""
+    """One turn of a conversation; "<image>" in the text marks the position of an image."""
 
-    role: str
+    role: Literal["user", "assistant"]
     text: str
 
 
 @dataclass(frozen=True)
 class Record:
-    """images: paths relative to the image root, () for text only; image_id: the identity of the image, by which false
-    negatives are found; objects: name -> count, None where not annotated (never "nothing there"); extra: other keys."""
+    """One image (or none, or several) and what is said about it.
+
+    images: paths relative to the image root; image_id: identity of the image for false-negative masking; objects:
+    name -> count, None when the image is not annotated (never "no objects"); extra: unknown keys, written back as read.
+    """
 
     id: str
-    images: tuple[str, ...]
-    image_id: str
-    captions: tuple[str, ...]
-    hallucinated: tuple[HallucinatedCaption, ...]
-    conversation: tuple[Turn, ...]
-    objects: dict[str, int] | None
+    images: tuple[str, ...] = ()
+    image_id: str = ""
+    captions: tuple[str, ...] = ()
+    hallucinated: tuple[HallucinatedCaption, ...] = ()
+    conversation: tuple[Turn, ...] = ()
+    objects: dict[str, int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+# Reading
+
+
 def parse_record(raw: Any, *, where: str) -> Record:
-    """One JSON object -> Record. `where` ("file:line") opens every error message. Raises RecordError."""
+    """One decoded JSON object as a `Record`.
+
+    where: "file:line" for messages. A missing id is derived from the content, a missing image_id from the image path.
+    A record with an upstream hallucinated caption and no caption takes its first assistant turn as the caption, as the
+    released HACL code does in stage 1. Raises RecordError.
+    """
     if not isinstance(raw, dict):
-        raise RecordError(f"{where}: expected a JSON object, found {type(raw).__name__}")
-    images = _strings(raw, ("image", "images"), where)
-    name = raw.get("id", raw.get("sample_id"))
-    captions = _strings(raw, ("captions",), where) or _strings(raw, ("caption", "text"), where)
-    conversation = tuple(_turns(raw, where))
-    if "Hallucination caption" in raw and not captions:
-        captions = tuple(turn.text for turn in conversation if turn.role == "assistant")[:1]
+        raise RecordError(f"{where}: expected a JSON object with keys, found {_kind(raw)}")
+    fields = _Fields(raw, where)
+    images = fields.images()
+    conversation = fields.conversation()
+    captions = fields.captions()
+    upstream = fields.upstream_hallucinated()
+    if upstream and not captions:
+        captions = tuple(turn.text.strip() for turn in conversation if turn.role == "assistant")[:1]
     if not captions and not conversation:
-        raise RecordError(f"{where}: record {name!r} has neither 'captions' nor 'conversations'; give one of them")
-    if not images and not conversation:
-        raise RecordError(f"{where}: record {name!r} has captions but no 'image'; name the image they describe")
-    hallucinated = tuple(_hallucinated(raw, len(captions), where))
-    content = json.dumps([images, captions, [turn.text for turn in conversation]], ensure_ascii=False)
-    digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-    default_image = "|".join(posixpath.normpath(path) for path in images) or digest
-    image_id = raw.get("image_id")
-    known = {"id", "sample_id", "image", "images", "image_id", "captions", "caption", "text", "hallucinated"}
-    known |= {"conversations", "conversation", "objects", *UPSTREAM_HALLUCINATED}
+        raise fields.error("captions", "neither captions nor a conversation", "add one of them or remove the record")
+    only = 0 if len(captions) == 1 else None
+    upstream_parsed = tuple(HallucinatedCaption(text=text, of=only) for text in upstream)
+    identity = _digest(*images, *captions, *(f"{turn.role}:{turn.text}" for turn in conversation))
+    record_id = fields.identifier("id") or identity
+    if raw.get("image_id") is None:
+        image_id = _digest(*map(_normal_path, images)) if images else record_id
+    else:
+        image_id = fields.identifier("image_id")
     return Record(
-        id=str(name) if name is not None else digest,
+        id=record_id,
         images=images,
-        image_id=str(image_id) if image_id is not None else default_image,
+        image_id=image_id,
         captions=captions,
-        hallucinated=hallucinated,
+        hallucinated=fields.hallucinated(len(captions)) + upstream_parsed,
         conversation=conversation,
-        objects=_objects(raw, where),
-        extra={key: value for key, value in raw.items() if key not in known},
+        objects=fields.objects(),
+        extra={key: value for key, value in raw.items() if key not in _KNOWN},
     )
 
 
-def _strings(raw: dict, keys: tuple[str, ...], where: str) -> tuple[str, ...]:
-    for key in keys:
-        value = raw.get(key)
-        if value is None:
-            continue
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list):
-            raise RecordError(f"{where}: {key!r} must be a string or a list of strings, found {type(value).__name__}")
-        for index, text in enumerate(values):
-            if not isinstance(text, str):
-                raise RecordError(f"{where}: {key!r}[{index}] must be a string, found {type(text).__name__}")
-            if not text.strip():
-                raise RecordError(f"{where}: {key!r}[{index}] is empty; remove it or fill it in")
-        return tuple(text.strip() for text in values)
-    return ()
+def iter_raw(path: Path | str, on_error: Callable[[RecordError], None] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield ("file:line", decoded JSON) of a JSONL file, line by line, or ("file:[index]", ...) of a JSON list.
+
+    on_error: called with what is wrong with an unreadable line, which is then skipped; without it the error is raised.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected records as .jsonl or as a .json list")
+
+    def refuse(message: str) -> None:
+        error = RecordError(message)
+        if on_error is None:
+            raise error
+        on_error(error)
+
+    if _is_list(path):
+        try:
+            rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            refuse(f"{path}: not a readable JSON list ({error}); mend the file or write one record per line (.jsonl)")
+            return
+        for index, row in enumerate(rows):
+            yield f"{path}:[{index}]", row
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    row = json.loads(text)
+                else:
+                    continue
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                refuse(f"{path}:{number}: not a line of UTF-8 JSON ({error}); write one complete record per line")
+                continue
+            yield f"{path}:{number}", row
 
 
-def _turns(raw: dict, where: str) -> Iterator[Turn]:
-    turns = raw.get("conversations", raw.get("conversation")) or []
-    if not isinstance(turns, list):
-        raise RecordError(f"{where}: 'conversations' must be a list of turns, found {type(turns).__name__}")
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise RecordError(f"{where}: 'conversations'[{index}] must be an object with 'from' and 'value'")
-        role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if role not in ROLES:
-            raise RecordError(
-                f"{where}: 'conversations'[{index}] is from {role!r}; expected one of {', '.join(sorted(ROLES))}"
-            )
-        if not isinstance(text, str):
-            raise RecordError(f"{where}: 'conversations'[{index}] needs its text as a string under 'value'")
-        yield Turn(ROLES[role], text)
-
-
-def _hallucinated(raw: dict, captions: int, where: str) -> Iterator[HallucinatedCaption]:
-    for key in UPSTREAM_HALLUCINATED:
-        if key in raw:
-            for text in _strings(raw, (key,), where):
-                yield HallucinatedCaption(text, source="upstream")
-    entries = raw.get("hallucinated") or []
-    if not isinstance(entries, list):
-        raise RecordError(f"{where}: 'hallucinated' must be a list, found {type(entries).__name__}")
-    for index, entry in enumerate(entries):
-        entry = {"text": entry} if isinstance(entry, str) else entry
-        at = f"{where}: 'hallucinated'[{index}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
-            raise RecordError(f"{at} needs a non-empty 'text'")
-        kind, span, of = entry.get("type", "other"), entry.get("span"), entry.get("of")
-        if kind not in HALLUCINATION_TYPES:
-            raise RecordError(f"{at} has type {kind!r}; expected one of {', '.join(HALLUCINATION_TYPES)}")
-        if of is not None and (not isinstance(of, int) or not 0 <= of < captions):
-            raise RecordError(f"{at} says of={of!r}, but the record has {captions} caption(s)")
-        if span is not None:
-            ordered = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(x, int) for x in span)
-            if not ordered or not 0 <= span[0] <= span[1] <= len(entry["text"]):
-                raise RecordError(f"{at} has span {span!r}, which is not [start, end] within its text")
-            span = (span[0], span[1])
-        yield HallucinatedCaption(entry["text"], kind, span, str(entry.get("source", "")), of)
-
-
-def _objects(raw: dict, where: str) -> dict[str, int] | None:
-    objects = raw.get("objects")
-    if objects is None:
-        return None
-    if isinstance(objects, list) and all(isinstance(name, str) for name in objects):
-        return {name: objects.count(name) for name in objects}
-    if isinstance(objects, dict) and all(isinstance(count, int) for count in objects.values()):
-        return dict(objects)
-    raise RecordError(f"{where}: 'objects' must map names to counts, or list names; use null where not annotated")
-
-
-def iter_records(path: str | os.PathLike) -> Iterator[Record]:
-    """Records of a `.jsonl` file, read line by line, or of a `.json` list. Raises RecordError at the first bad one."""
+def iter_records(path: Path | str) -> Iterator[Record]:
+    """Stream the records of a .jsonl file or a .json list. Raises RecordError, FileNotFoundError."""
     for where, raw in iter_raw(path):
         yield parse_record(raw, where=where)
 
 
-def iter_raw(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """(where, JSON value) of every record of a file, unchecked; a line that is not JSON is a RecordError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such record file: {path}")
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _parse_json(line, f"{path}:{number}")
-        return
-    if path.suffix != ".json":
-        raise RecordError(f"{path}: records are read from .json (a list) or .jsonl (one object per line)")
-    values = _parse_json(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(values, list):
-        raise RecordError(f"{path}: expected a JSON list of records; for one object per line use the ending .jsonl")
-    for index, raw in enumerate(values):
-        yield f"{path}[{index}]", raw
+def read_records(path: Path | str, limit: int | None = None) -> list[Record]:
+    """The first `limit` records of a file (all by default). Raises RecordError, FileNotFoundError."""
+    return list(islice(iter_records(path), limit))
 
 
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where}: not valid JSON ({error})") from None
-
-
-def read_records(path: str | os.PathLike, limit: int | None = None) -> list[Record]:
-    """All records of a file, or the first `limit`. Raises RecordError or FileNotFoundError; ids must be unique."""
-    records: list[Record] = []
-    seen: set[str] = set()
-    for record in iter_records(path):
-        if limit is not None and len(records) >= limit:
-            break
-        if record.id in seen:
-            raise RecordError(f"{path}: id {record.id!r} occurs twice; ids must be unique within a file")
-        seen.add(record.id)
-        records.append(record)
-    return records
+# Writing
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
-    """The JSON object of a record, which `parse_record` reads back to an equal one."""
-    out: dict[str, Any] = {"id": record.id}
+    """The record as a JSON object; `parse_record` of it gives the same record."""
+    row: dict[str, Any] = {"id": record.id}
     if record.images:
-        out["image"] = record.images[0] if len(record.images) == 1 else list(record.images)
-    out["image_id"] = record.image_id
+        row["image"] = record.images[0] if len(record.images) == 1 else list(record.images)
+    row["image_id"] = record.image_id
     if record.captions:
-        out["captions"] = list(record.captions)
+        row["captions"] = list(record.captions)
     if record.hallucinated:
-        out["hallucinated"] = [_hallucinated_to_json(h) for h in record.hallucinated]
+        row["hallucinated"] = [_hallucinated_to_json(caption) for caption in record.hallucinated]
     if record.conversation:
-        names = {"user": "human", "assistant": "gpt"}
-        out["conversations"] = [{"from": names[turn.role], "value": turn.text} for turn in record.conversation]
+        row["conversations"] = [{"role": turn.role, "content": turn.text} for turn in record.conversation]
     if record.objects is not None:
-        out["objects"] = record.objects
-    return {**out, **record.extra}
+        row["objects"] = dict(record.objects)
+    return {**row, **record.extra}
 
 
-def _hallucinated_to_json(hallucinated: HallucinatedCaption) -> dict[str, Any]:
-    out: dict[str, Any] = {"text": hallucinated.text, "type": hallucinated.type}
-    if hallucinated.span is not None:
-        out["span"] = list(hallucinated.span)
-    if hallucinated.source:
-        out["source"] = hallucinated.source
-    if hallucinated.of is not None:
-        out["of"] = hallucinated.of
-    return out
+def write_records(path: Path | str, records: Iterable[Record]) -> int:
+    """Write JSONL (or a JSON list where the name ends in .json) in one step: complete, or the old file stays.
 
-
-def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """Write JSONL atomically: the file appears whole or not at all."""
+    Returns the number of records.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as out:
-        for record in records:
-            out.write(json.dumps(record_to_json(record), ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    count = 0
+    as_list = path.suffix == ".json"
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            for record in records:
+                if as_list:
+                    out.write("[\n" if count == 0 else ",\n")
+                out.write(json.dumps(record_to_json(record), ensure_ascii=False))
+                out.write("" if as_list else "\n")
+                count += 1
+            if as_list:
+                out.write("\n]\n" if count else "[]\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _hallucinated_to_json(caption: HallucinatedCaption) -> dict[str, Any]:
+    row: dict[str, Any] = {"text": caption.text, "type": caption.type}
+    if caption.span is not None:
+        row["span"] = list(caption.span)
+    if caption.source:
+        row["source"] = caption.source
+    if caption.of is not None:
+        row["of"] = caption.of
+    return row
+
+
+# Fields
+
+
+class _Fields:
+    """Typed access to the keys of one raw record; every refusal names place, record and key."""
+
+    def __init__(self, raw: dict[str, Any], where: str):
+        self.raw = raw
+        self.where = where
+
+    def error(self, key: str, problem: str, fix: str) -> RecordError:
+        name = self.raw.get("id")
+        record = f" record {name!r}" if isinstance(name, (str, int)) else ""
+        return RecordError(f"{self.where}:{record} key {key!r}: {problem}; {fix}")
+
+    def identifier(self, key: str) -> str:
+        value = self.raw.get(key)
+        if value is None:
+            return ""
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+            raise self.error(key, f"found {_kind(value)}", "write a non-empty text or a whole number")
+        return self.text(key, str(value), strip=False)
+
+    def text(self, key: str, value: Any, *, strip: bool = True) -> str:
+        if not isinstance(value, str):
+            raise self.error(key, f"expected text, found {_kind(value)}", "write a JSON string")
+        if not value.strip():
+            raise self.error(key, "empty text", "fill it in or leave the key out")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.error(key, "half of a surrogate pair, which no UTF-8 file can hold", "mend the escape") from None
+        return value.strip() if strip else value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.raw.get(key)
+        if value is None:
+            return ()
+        if isinstance(value, list):
+            return tuple(self.text(f"{key}[{index}]", item) for index, item in enumerate(value))
+        return (self.text(key, value),)
+
+    def images(self) -> tuple[str, ...]:
+        value = self.raw.get("image")
+        if value is None or value == []:
+            return ()
+        values = value if isinstance(value, list) else [value]
+        return tuple(self.text("image", item, strip=False) for item in values)
+
+    def captions(self) -> tuple[str, ...]:
+        for key in _CAPTION_KEYS:
+            if found := self.texts(key):
+                return found
+        return ()
+
+    def upstream_hallucinated(self) -> tuple[str, ...]:
+        return tuple(text for key in _UPSTREAM_HALLUCINATED for text in self.texts(key))
+
+    def conversation(self) -> tuple[Turn, ...]:
+        value = self.raw.get("conversations")
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise self.error("conversations", f"expected a list of turns, found {_kind(value)}", "write a JSON list")
+        return tuple(self._turn(f"conversations[{index}]", turn) for index, turn in enumerate(value))
+
+    def _turn(self, key: str, turn: Any) -> Turn:
+        if not isinstance(turn, dict):
+            raise self.error(key, f"expected a turn, found {_kind(turn)}", 'write {"role": ..., "content": ...}')
+        role = turn.get("role", turn.get("from"))
+        if not isinstance(role, str) or role not in _ROLES:
+            raise self.error(key, f"role {role!r} is unknown", f"use one of {', '.join(_ROLES)}")
+        return Turn(_ROLES[role], self.text(key, turn.get("content", turn.get("value")), strip=False))
+
+    def hallucinated(self, num_captions: int) -> tuple[HallucinatedCaption, ...]:
+        value = self.raw.get("hallucinated")
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise self.error("hallucinated", f"expected a list, found {_kind(value)}", "write a JSON list of objects")
+        return tuple(self._hallucinated(f"hallucinated[{i}]", item, num_captions) for i, item in enumerate(value))
+
+    def _hallucinated(self, key: str, item: Any, num_captions: int) -> HallucinatedCaption:
+        if isinstance(item, str):
+            item = {"text": item}
+        if not isinstance(item, dict):
+            raise self.error(key, f"expected an object, found {_kind(item)}", 'write {"text": ..., "type": ...}')
+        text = self.text(f"{key}.text", item.get("text"), strip=item.get("span") is None)
+        kind = item.get("type", "other")
+        if kind not in HALLUCINATION_TYPES:
+            near = difflib.get_close_matches(str(kind), HALLUCINATION_TYPES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(HALLUCINATION_TYPES)}"
+            raise self.error(f"{key}.type", f"{kind!r} is unknown", hint)
+        span = item.get("span")
+        if span is not None:
+            if not (isinstance(span, (list, tuple)) and len(span) == 2 and all(type(edge) is int for edge in span)):
+                raise self.error(f"{key}.span", f"found {span!r}", "write [start, end] as whole numbers")
+            if not 0 <= span[0] <= span[1] <= len(text):
+                raise self.error(f"{key}.span", f"{list(span)} leaves the text of {len(text)} characters", "mend it")
+            span = (span[0], span[1])
+        of = item.get("of")
+        if of is not None and not (type(of) is int and 0 <= of < num_captions):
+            raise self.error(f"{key}.of", f"{of!r} is no index into {num_captions} caption(s)", "mend it or leave it out")
+        source = item.get("source", "")
+        if not isinstance(source, str):
+            raise self.error(f"{key}.source", f"expected text, found {_kind(source)}", "write a JSON string")
+        return HallucinatedCaption(text, kind, span, source, of)
+
+    def objects(self) -> dict[str, int] | None:
+        value = self.raw.get("objects")
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            fix = 'write {"dog": 1, ...}, or null where the image is not annotated'
+            raise self.error("objects", f"expected name -> count, found {_kind(value)}", fix)
+        for name, count in value.items():
+            if type(count) is not int or count < 1:
+                raise self.error(f"objects.{name}", f"count {count!r}", "write a whole number, and leave absent ones out")
+        return dict(value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _normal_path(path: str) -> str:
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
+def _is_list(path: Path) -> bool:
+    """Whether the first visible character opens a JSON list."""
+    with path.open("rb") as file:
+        while block := file.read(4096):
+            if visible := block.removeprefix(b"\xef\xbb\xbf").lstrip():
+                return visible.startswith(b"[")
+    return False
