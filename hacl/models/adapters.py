@@ -92,7 +92,7 @@ class Adapter:
         try:
             states_RTD = self.decoder(
                 inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
+                attention_mask=self._attention_mask(attention_mask, inputs_embeds.dtype),
                 position_ids=position_ids,
                 use_cache=False,
             ).last_hidden_state
@@ -100,6 +100,15 @@ class Adapter:
             if handle is not None:
                 handle.remove()
         return states_RTD, captured[0] if captured else states_RTD
+
+    def _attention_mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Boolean masks as `sdpa` takes them; `eager` adds its mask to the scores."""
+        implementation = self.decoder.config._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise UnsupportedModelError(f"packed rows need attn_implementation sdpa or eager, not {implementation!r}")
+        if mask is None or implementation == "sdpa":
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def logits(self, states: Tensor) -> Tensor:
         """States (..., D) -> logits (..., V)."""

@@ -1,9 +1,12 @@
 """The packed step is the four-pass step: same losses, same gradients, no leaks, one decoder call."""
 
+from functools import partial
+
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hacl.config import ObjectiveConfig
 from hacl.data.collate import PackedCollator
@@ -50,12 +53,30 @@ def conversation(id, images, *turns):
     )
 
 
-def build(model_folder, image_root, records, *, template="plain", dtype=torch.float64, share_rows=True, **settings):
+def norm_in_fp64(module, states):
+    """Llama's RMSNorm without its cast to fp32, whose rounding would hide differences below 1e-8."""
+    return module.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+def build(
+    model_folder,
+    image_root,
+    records,
+    *,
+    template="plain",
+    dtype=torch.float64,
+    share_rows=True,
+    attention="sdpa",
+    **settings,
+):
     """(HaclModel in fp64, samples, batch) for an objective with `settings`."""
     torch.manual_seed(0)
     objective = ObjectiveConfig(**settings)
     processor = AutoProcessor.from_pretrained(model_folder)
-    backbone = AutoModelForImageTextToText.from_pretrained(model_folder, attn_implementation="eager", dtype=dtype)
+    backbone = AutoModelForImageTextToText.from_pretrained(model_folder, attn_implementation=attention, dtype=dtype)
+    for module in backbone.modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.forward = partial(norm_in_fp64, module)
     encoder = SequenceEncoder(
         processor, template=template, prompt="describe the image", max_length=256, max_caption_length=64
     )
@@ -208,7 +229,7 @@ def test_frozen_parts_stay_in_eval_mode_and_recomputation_changes_nothing(tiny_f
     model.train()
     assert model.adapter.decoder.training
     blocks = []
-    model.adapter.blocks[0].mlp.register_forward_hook(lambda *_: blocks.append(1))
+    model.adapter.blocks[0].input_layernorm.register_forward_pre_hook(lambda *_: blocks.append(1))
     recomputed = gradients(model, model(**batch).loss)
     assert len(blocks) == 2, "the first block must run again in the backward pass"
     for name in plain:
@@ -237,3 +258,10 @@ def test_drawing_of_captions_depends_on_seed_epoch_and_record_only(tiny_llava, t
     first = draws([0, 1, 2, 3, 4], 0, 0)
     assert first == draws([4, 2, 0, 1, 3], 0, 0)
     assert any(draws([0, 1, 2, 3, 4], 0, epoch) != first for epoch in range(1, 6))
+
+
+def test_eager_and_sdpa_attention_agree_on_packed_rows(tiny_llava, tmp_path):
+    records = make_records(tmp_path)
+    losses = [build(tiny_llava, tmp_path, records, attention=kind, num_hallucinated=2) for kind in ("sdpa", "eager")]
+    sdpa, eager = (model(**batch).loss.item() for model, _, batch in losses)
+    assert sdpa == pytest.approx(eager, rel=1e-6), "eager attention takes its softmax in fp32"
