@@ -32,7 +32,7 @@ LAYERS = {
     "training": {"config", "data", "models", "losses"},
     "representations": {"config", "data", "models"},
     "steering": {"config", "data", "models", "representations"},
-    "evaluation": {"config", "data", "models", "losses", "representations", "steering"},
+    "evaluation": {"config", "data", "models", "losses", "training", "representations", "steering"},
     "compare": {"config", "data", "models", "representations", "steering", "evaluation"},
     "report": set(),
     "pocket": {"config", "data", "hallucinate", "world", "models", "losses", "training", "evaluation", "report"},
