@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hacl.data.dataset import Sample
-from hacl.data.packing import pack_rows
+from hacl.data.packing import pack_tightly
 from hacl.data.templates import EncodedSequence, SequenceEncoder
 
 GENERATION, HALLUCINATED_GENERATION = 0, 1
@@ -167,11 +167,8 @@ class _Layout:
     def build(self, batch_size: int) -> dict[str, Tensor]:
         collator, objective = self.collator, self.objective
         lengths = [len(ids) for ids in self.sequences]
-        multiple = collator.pad_to_multiple
-        width = -(-max(lengths) // multiple) * multiple
-        places, rows = pack_rows(lengths, width, share_rows=collator.share_rows)
-        tokens = max(column + length for (_, column), length in zip(places, lengths, strict=True))
-        tokens = -(-tokens // multiple) * multiple
+        places, rows, columns = pack_tightly(lengths, share_rows=collator.share_rows)
+        tokens = -(-columns // collator.pad_to_multiple) * collator.pad_to_multiple
         input_ids = torch.full((rows, tokens), collator.pad_id)
         position_ids = torch.arange(tokens).repeat(rows, 1)
         segment_ids = torch.zeros(rows, tokens, dtype=torch.long)

@@ -36,6 +36,28 @@ def pack_rows(lengths: list[int], capacity: int, *, share_rows: bool = True) -> 
     return places, len(used)
 
 
+def pack_tightly(lengths: list[int], *, share_rows: bool = True) -> tuple[list[tuple[int, int]], int, int]:
+    """Pack with the row width that leaves the least padding, out of a few.
+
+    Widths tried: that of the longest sequence (short ones fill rows of their own), and the average row when every long
+    sequence (over half the longest) has a row and the short ones ride beside them, with and without room for one more.
+    Returns places (row, start column), the number of rows and the number of columns in use.
+    """
+    longest = max(lengths)
+    widths = [longest]
+    short = [length for length in lengths if 2 * length <= longest]
+    if share_rows and short:
+        beside = -(-sum(lengths) // (len(lengths) - len(short)))
+        widths += [beside, beside + sum(short) // len(short)]
+    best = None
+    for width in sorted({max(longest, width) for width in widths}):
+        places, rows = pack_rows(lengths, width, share_rows=share_rows)
+        columns = max(column + length for (_, column), length in zip(places, lengths, strict=True))
+        if best is None or rows * columns < best[1] * best[2]:
+            best = places, rows, columns
+    return best
+
+
 def segment_mask(segment_ids_RT: Tensor) -> Tensor | None:
     """Boolean (R, 1, T, T) mask, true where query t may look at key s: same segment and s <= t.
 

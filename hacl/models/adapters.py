@@ -3,7 +3,8 @@
 Everything outside this file speaks to a model through `Adapter`. Parts are found by structure (attribute names of the
 stock classes), never by a guessed path; a model in which a part is missing is refused with the names that are near.
 
-Shapes: I images, N image tokens per image, Dv vision width, D hidden size, R packed rows, T tokens per row, V vocabulary.
+Shapes: I images, N image tokens per image, Dv vision width, D hidden size, R packed rows, T tokens per row,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Adapter:
 
 
 class LlavaAdapter(Adapter):
-    """LLaVA and LLaVA-1.5 (`LlavaForConditionalGeneration`): a ViT tower, one layer or several of which are selected."""
+    """`LlavaForConditionalGeneration` (LLaVA, LLaVA-1.5): a ViT tower, of which one layer or several are selected."""
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
         config = self.model.config
@@ -130,7 +131,7 @@ class LlavaAdapter(Adapter):
 
 
 class FastVlmAdapter(Adapter):
-    """`FastVlmForConditionalGeneration`: LLaVA with a convolutional timm tower whose (I, Dv, h, w) map becomes h*w tokens."""
+    """`FastVlmForConditionalGeneration`: a convolutional timm tower, whose (I, Dv, h, w) map becomes h*w tokens."""
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
         tower = self.vision_tower
