@@ -116,6 +116,13 @@ def prepare_process(train: TrainConfig) -> None:
         compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
         if isinstance(compatible, dict) and "deepspeed_shm_comm" in compatible:
             compatible["deepspeed_shm_comm"] = False  # a minute of g++ for a shared-memory all-reduce gloo also has
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():  # ZeRO-3 asks for the number of ranks while the model loads
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_device())
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def _free_port() -> int:
