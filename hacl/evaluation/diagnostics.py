@@ -10,9 +10,8 @@ Shapes: I images, M true captions, H hallucinated captions, P width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -67,36 +66,44 @@ def view(states: States, name: str) -> States:
     return replace(states, image=image, true=true, hallucinated=hallucinated)
 
 
-def modality_gap(states: States, *, seed: int = 0, probe: bool = True) -> dict[str, float | None]:
-    """Finding 1: are images and true captions apart?
+def gap_distances(states: States) -> dict[str, float | None]:
+    """Finding 1 without classifiers or retrieval: cheap, and a smooth function of the images.
 
     ``centroid_distance``: between the mean unit vectors; ``relative_gap``: over the mean distance of a unit vector to
-    its own modality's mean; ``modality_auc``: image against text by a linear probe, folds grouped by image (0.5:
-    mixed); ``matched_cosine``, ``unmatched_cosine``, ``cosine_difference``; ``i2t@1``, ``t2i@1``.
+    its own modality's mean; ``matched_cosine``, ``unmatched_cosine`` and ``cosine_difference`` of images and captions.
     """
     image, text = unit(states.image), unit(states.true)
     centre_image, centre_text = image.mean(axis=0), text.mean(axis=0)
     distance = float(np.linalg.norm(centre_image - centre_text))
-    spread = np.concatenate([
-        np.linalg.norm(image - centre_image, axis=1), np.linalg.norm(text - centre_text, axis=1)
-    ]).mean()  # fmt: skip
+    own = [np.linalg.norm(rows - centre, axis=1) for rows, centre in ((image, centre_image), (text, centre_text))]
+    spread = float(np.concatenate(own).mean())
     similarity_IM = image @ text.T
     own_IM = states.true_image[None, :] == np.arange(len(image))[:, None]
     matched, unmatched = _mean(similarity_IM[own_IM]), _mean(similarity_IM[~own_IM])
-    result: dict[str, float | None] = {
+    return {
         "centroid_distance": distance,
-        "relative_gap": distance / float(spread) if spread > 0 else None,
+        "relative_gap": distance / spread if spread > 0 else None,
         "matched_cosine": matched,
         "unmatched_cosine": unmatched,
         "cosine_difference": None if matched is None or unmatched is None else matched - unmatched,
     }
-    found = retrieval(states.image, states.true, states.true_image, ks=(1,))
-    result |= {name: found.metrics[name] for name in ("i2t@1", "t2i@1")}
+
+
+def modality_gap(states: States, *, seed: int = 0, probe: bool = True) -> ScoreReport:
+    """Finding 1: are images and true captions apart?
+
+    Metrics: those of :func:`gap_distances`; ``modality_auc``, image against text by a linear probe, folds grouped by
+    image (0.5: mixed); ``i2t@k`` and ``t2i@k`` for k = 1, 5 (with ratios by image).
+    """
+    report = retrieval(states.image, states.true, states.true_image, ks=(1, 5), image_ids=states.image_ids)
+    report.meta = {"scorer": "modality_gap", "version": 1}
+    report.metrics |= gap_distances(states)
     if probe:
-        groups = np.concatenate([np.arange(len(image)), states.true_image])
-        labels = np.concatenate([np.zeros(len(image)), np.ones(len(text))])
-        result["modality_auc"] = probe_auc(np.concatenate([image, text]), labels, groups, seed=seed)
-    return result
+        groups = np.concatenate([np.arange(len(states.image)), states.true_image])
+        labels = np.concatenate([np.zeros(len(states.image)), np.ones(len(states.true))])
+        rows = np.concatenate([unit(states.image), unit(states.true)])
+        report.metrics["modality_auc"] = probe_auc(rows, labels, groups, seed=seed)
+    return report
 
 
 def entanglement(states: States, *, seed: int = 0, probe: bool = True) -> ScoreReport:
@@ -181,41 +188,6 @@ def bootstrap_images(
                 found.setdefault(name, []).append(value)
     tail = 100 * (1 - level) / 2
     return {name: tuple(np.percentile(v, [tail, 100 - tail]).tolist()) for name, v in found.items()}
-
-
-class SharedProjection:
-    """Principal components fitted once on the union of several state sets and reused for each, so panels share axes.
-
-    Rows are scaled to length one first. Every set has the same weight whatever its size.
-    """
-
-    def __init__(self, sets: Sequence[States], components: int = 2):
-        if not sets:
-            raise ValueError("a shared projection needs at least one set of states")
-        parts = [
-            unit(rows) for states in sets for rows in (states.image, states.true, states.hallucinated) if len(rows)
-        ]
-        widths = {part.shape[1] for part in parts}
-        if len(widths) != 1:
-            raise ValueError(f"states of widths {sorted(widths)} cannot share axes; compare states of one stage")
-        self.mean = np.mean([part.mean(axis=0) for part in parts], axis=0)
-        rows = np.concatenate([(part - self.mean) / np.sqrt(len(part)) for part in parts])
-        _, singular, right = np.linalg.svd(rows, full_matrices=False)
-        self.axes = right[:components]
-        self.explained = (singular[:components] ** 2 / max(float((singular**2).sum()), 1e-30)).tolist()
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """(n, P) -> (n, components)."""
-        return (unit(rows) - self.mean) @ self.axes.T
-
-    def panel(self, states: States, title: str, *, limit: int = 150, seed: int = 0) -> dict[str, Any]:
-        """One entry of ``results["states2d"]``: at most ``limit`` points of each kind, drawn by seed."""
-        rng = np.random.default_rng(seed)
-        points = {}
-        for kind, rows in (("image", states.image), ("true", states.true), ("hallucinated", states.hallucinated)):
-            keep = np.sort(rng.permutation(len(rows))[:limit])
-            points[kind] = np.round(self(rows[keep]), 4).tolist() if len(keep) else []
-        return {"title": title, "explained": self.explained, "points": points}
 
 
 def _moved(x: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ of them, and a paired comparison of two runs, without scoring again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,3 +70,24 @@ def ratio(pairs: Iterable[tuple[float, float]], name: str, warnings: list[str]) 
         warnings.append(f"{name} is undefined (0/0) and reported as null")
         return None
     return numerator / denominator
+
+
+def collect(
+    reports: Mapping[str, ScoreReport],
+) -> tuple[dict[str, float | None], dict[str, dict[str, list[float]]]]:
+    """Flatten several reports into the ``metrics`` and ``items`` of one split of one run (hacl.report.schema).
+
+    reports: prefix to report; ``{"": chair, "pope_random/": pope}`` gives ``CHAIRi`` and ``pope_random/f1``.
+
+    Raises:
+        ValueError: two reports give the same name.
+    """
+    metrics: dict[str, float | None] = {}
+    items: dict[str, dict[str, list[float]]] = {}
+    for prefix, report in reports.items():
+        for name, value in report.metrics.items():
+            if prefix + name in metrics:
+                raise ValueError(f"measure {prefix + name!r} comes from two reports; give them different prefixes")
+            metrics[prefix + name] = value
+        items.update({prefix + name: table for name, table in report.by_image().items()})
+    return metrics, items

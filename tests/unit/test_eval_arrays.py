@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from hacl.evaluation.diagnostics import (
-    SharedProjection,
     States,
     bootstrap_images,
     entanglement,
+    gap_distances,
     modality_gap,
     probe_auc,
     view,
 )
+from hacl.evaluation.projection import SharedProjection
 from hacl.evaluation.retrieval import retrieval
 from hacl.evaluation.ridge import fit_ridge
 
@@ -35,7 +36,7 @@ def make_states(gap=0.0, margin=0.0, style=0.0, noise=0.3, images=60, width=24, 
 
 
 def test_a_planted_gap_is_found_and_grows():
-    none, small, large = (modality_gap(make_states(gap=g)) for g in (0, 3, 12))
+    none, small, large = (modality_gap(make_states(gap=g)).metrics for g in (0, 3, 12))
     assert none["relative_gap"] < small["relative_gap"] < large["relative_gap"]
     assert none["modality_auc"] == pytest.approx(0.5, abs=0.15) and large["modality_auc"] > 0.99
     assert none["cosine_difference"] > 0.5 > large["cosine_difference"]
@@ -43,7 +44,7 @@ def test_a_planted_gap_is_found_and_grows():
 
 def test_centring_takes_the_gap_out_and_leaves_the_matching():
     states = make_states(gap=30)
-    raw, centred, whitened = (modality_gap(view(states, name)) for name in ("raw", "centred", "whitened"))
+    raw, centred, whitened = (modality_gap(view(states, name)).metrics for name in ("raw", "centred", "whitened"))
     assert raw["centroid_distance"] > 0.9
     assert centred["centroid_distance"] < 0.1 and whitened["centroid_distance"] < 0.1
     assert centred["i2t@1"] > 0.9 and whitened["i2t@1"] > 0.9
@@ -53,7 +54,7 @@ def test_whitening_undoes_a_huge_dimension_that_hides_the_match():
     states = make_states()
     for rows in (states.image, states.true, states.hallucinated):
         rows[:, 5] = 100 + 20 * np.random.default_rng(len(rows)).normal(size=len(rows))
-    raw, whitened = modality_gap(view(states, "raw")), modality_gap(view(states, "whitened"))
+    raw, whitened = gap_distances(view(states, "raw")), gap_distances(view(states, "whitened"))
     assert raw["unmatched_cosine"] > 0.9 and abs(whitened["unmatched_cosine"]) < 0.1
     assert raw["cosine_difference"] < 0.05 and whitened["cosine_difference"] > 0.5
 
@@ -90,7 +91,7 @@ def test_the_probe_cannot_use_rows_of_a_group_it_was_fitted_on():
 
 def test_the_interval_over_images_holds_the_estimate_and_narrows_with_images():
     def gap(states):
-        return {"gap": modality_gap(states, probe=False)["centroid_distance"]}
+        return {"gap": gap_distances(states)["centroid_distance"]}
 
     widths = []
     for images in (20, 200):

@@ -140,7 +140,7 @@ def test_collected_states_are_those_the_training_step_reads(loaded, world, form,
     assert np.allclose(found["pre"].true, expected.caption_BCD[:, 0], atol=1e-4)
     assert np.allclose(found["pre"].hallucinated, expected.hallucinated_BKD[:, 0], atol=1e-4)
     assert np.allclose(found["post"].image, post, atol=1e-4)
-    assert modality_gap(found["post"])["centroid_distance"] > 0
+    assert modality_gap(found["post"]).metrics["centroid_distance"] > 0
     assert entanglement(found["pre"]).counts["pairs"] == len(records)
 
 

@@ -1,0 +1,81 @@
+"""Promises of the diagnosis: the same model twice gives the same numbers, files are complete, heads are used."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hacl.config import ObjectiveConfig
+from hacl.data.records import read_records
+from hacl.evaluation.diagnose import diagnose
+from hacl.evaluation.score import ScoreReport, collect
+from hacl.models.heads import ContrastiveHeads
+from hacl.report.diagnosis import diagnosis_table, write_diagnosis
+from tests.tiny import write_tiny_records
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def result(tiny_llava, tmp_path_factory):
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("diagnosis")
+    shutil.copytree(tiny_llava, folder / "with_heads")
+    heads = ContrastiveHeads(32, kind="linear")
+    save_file({n: p.detach().clone() for n, p in heads.named_parameters()}, folder / "with_heads" / "heads.safetensors")
+    records = read_records(write_tiny_records(folder, 6))
+    return diagnose([tiny_llava, folder / "with_heads"], records, folder, draws=20, progress=False)
+
+
+def values(result, model, stage):
+    return {
+        (r["view"], r["measure"]): r["value"] for r in result["rows"] if r["model"] == model and r["stage"] == stage
+    }
+
+
+def test_the_same_weights_give_the_same_numbers_with_and_without_heads(result, tiny_llava):
+    for stage in ("pre", "likelihood"):
+        assert values(result, tiny_llava.name, stage) == values(result, "with_heads", stage) != {}
+    assert values(result, "with_heads", "post") and not values(result, tiny_llava.name, "post")
+
+
+def test_files_hold_every_row_and_the_picture_every_model(result, tmp_path):
+    paths = write_diagnosis(result, tmp_path)
+    rows = list(csv.DictReader(paths[1].open(encoding="utf-8")))
+    assert len(rows) == len(result["rows"]) == len(json.loads(paths[0].read_text(encoding="utf-8"))["rows"])
+    assert paths[2].read_bytes().startswith(b"\x89PNG") and len(result["states2d"]) == 2
+    assert "relative_gap" in diagnosis_table(result)
+
+
+def test_heads_that_do_not_fit_the_objective_are_refused(tiny_llava, tmp_path):
+    from safetensors.torch import save_file
+
+    shutil.copytree(tiny_llava, tmp_path / "model")
+    save_file({"image.weight": torch.zeros(3, 3)}, tmp_path / "model" / "heads.safetensors")
+    records = read_records(write_tiny_records(tmp_path, 4))
+    with pytest.raises(ValueError, match=r"heads\.safetensors"):
+        diagnose([tmp_path / "model"], records, tmp_path, objective=ObjectiveConfig(), progress=False)
+
+
+def test_help_needs_no_model_library():
+    code = (
+        "import sys, runpy; sys.argv=['diagnose.py', '--help']\n"
+        "try: runpy.run_path('scripts/diagnose.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_reports_are_collected_under_their_prefixes_and_never_overwrite():
+    report = ScoreReport(metrics={"f1": 0.5}, items=[{"image_id": "a"}], ratios={"f1": [(1, 2)]})
+    metrics, items = collect({"random/": report, "popular/": report})
+    assert metrics == {"random/f1": 0.5, "popular/f1": 0.5} and items["random/f1"] == {"a": [1, 2]}
+    with pytest.raises(ValueError, match="f1"):
+        collect({"": report, "f": ScoreReport(metrics={"1": 0.1})})
