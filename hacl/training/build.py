@@ -132,14 +132,12 @@ def _freeze_unread_vision_layers(adapter: Adapter) -> None:
             module.requires_grad_(False)
 
 
-def build_heads(adapter: Adapter, objective: ObjectiveConfig, *, seed: int, trainable: bool):
-    """Contrastive heads for this decoder, or None when the contrastive loss is off."""
+def make_heads(hidden_size: int, objective: ObjectiveConfig, *, seed: int):
+    """Contrastive heads as the objective describes them, initialised from `seed`."""
     from hacl.models.heads import ContrastiveHeads
 
-    if not objective.contrastive_weight:
-        return None
-    heads = ContrastiveHeads(
-        adapter.hidden_size,
+    return ContrastiveHeads(
+        hidden_size,
         kind=objective.head,
         projection_size=objective.projection_size,
         shared=objective.shared_head,
@@ -149,6 +147,13 @@ def build_heads(adapter: Adapter, objective: ObjectiveConfig, *, seed: int, trai
         temperature_max=objective.temperature_max,
         seed=seed,
     )
+
+
+def build_heads(adapter: Adapter, objective: ObjectiveConfig, *, seed: int, trainable: bool):
+    """Heads for this decoder, or None when the contrastive loss is off."""
+    if not objective.contrastive_weight:
+        return None
+    heads = make_heads(adapter.hidden_size, objective, seed=seed)
     if not trainable:
         heads.requires_grad_(False)
     return heads

@@ -1,0 +1,198 @@
+"""From a training checkpoint to a folder that stock `transformers` opens: merged weights, processor, model card.
+
+Heads and temperature, which no stock class has, go beside the model in `hacl/`. The result is reloaded in a fresh
+process with stock classes only and must give the same logits and greedy tokens; otherwise nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hacl.config import Config, to_dict
+from hacl.config_io import from_dict
+from hacl.training import build, manifest, weights
+from hacl.training.card import model_card
+
+SIDECAR = "hacl"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ExportError(ValueError):
+    """The exported folder does not behave like the trained model."""
+
+
+def load_finetuned(checkpoint: Path | str, *, base: str | None = None, merge: bool = True):
+    """Stock model in fp32 with what a checkpoint trained, on the CPU, and the resolved Config of its run.
+
+    base: folder of the base checkpoint if it moved since. merge: fold LoRA into the weights, else a PEFT model. Raises
+    CheckpointError if the checkpoint is incomplete or belongs to another base.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    folder = Path(checkpoint)
+    content = manifest.read_manifest(folder)
+    config = from_dict(Config, content["config"], where=str(folder / manifest.MANIFEST))
+    path = base or content["base"]["path"]
+    revision = None if base else content["base"]["revision"]
+    found = manifest.fingerprint(manifest.model_folder(path, revision))
+    if found != content["base"]["fingerprint"]:
+        raise manifest.CheckpointError(
+            f"{folder}: trained from another model than {path} ({content['base']['fingerprint']}, not {found}); "
+            "pass the folder of its base checkpoint with --base"
+        )
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, revision=revision, dtype=torch.float32, attn_implementation=config.model.attn_implementation
+    )
+    weights.load_trained(model, folder)
+    if (folder / weights.ADAPTER).is_dir():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder / weights.ADAPTER)
+        if merge:
+            model = model.merge_and_unload()
+    return model.eval(), config
+
+
+def export_checkpoint(
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    metrics: dict[str, Any] | None = None,
+    verify: bool = True,
+) -> Path:
+    """Write the exported folder and return it.
+
+    dtype: "float32", "bfloat16" or "float16"; None keeps the dtype of the base checkpoint. metrics: for the model card,
+    beside those of the run's `result.json`. The folder appears at `out` only when it is whole and verified; an `out`
+    that exists is refused.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists; remove it or choose another --out")
+    model, config = load_finetuned(checkpoint, base=base)
+    processor = build.load_processor(config.model if base is None else _moved(config, base).model)
+    content = manifest.read_manifest(checkpoint)
+    target = DTYPES[dtype] if dtype else _stored_dtype(base or config.model.path, config.model.revision)
+    model = model.to(target)
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        _write_sidecar(checkpoint, temporary / SIDECAR, config)
+        card = model_card(config, content, {**_run_metrics(checkpoint), **(metrics or {})})
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        if verify:
+            encoder = build.build_encoder(processor, config.data)
+            logits = write_probe(model, processor, encoder, temporary / "probe")
+            report = check_reload(temporary)
+            if config.model.lora.rank:
+                unmerged, _ = load_finetuned(checkpoint, base=base, merge=False)
+                _check_merge(unmerged, processor, encoder, logits, target, report)
+            shutil.rmtree(temporary / "probe")
+            (temporary / SIDECAR / "verified.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _moved(config: Config, base: str) -> Config:
+    config.model.path, config.model.revision = base, None
+    return config
+
+
+def _stored_dtype(path: str, revision: str | None) -> torch.dtype:
+    from transformers import AutoConfig
+
+    dtype = AutoConfig.from_pretrained(path, revision=revision).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _run_metrics(checkpoint: Path) -> dict[str, Any]:
+    result = checkpoint.parent / "result.json"
+    return json.loads(result.read_text(encoding="utf-8"))["metrics"] if result.is_file() else {}
+
+
+def _write_sidecar(checkpoint: Path, folder: Path, config: Config) -> None:
+    """Heads, temperature and the settings they need; nothing a stock class would read."""
+    folder.mkdir()
+    if (checkpoint / weights.HEADS).is_file():
+        shutil.copyfile(checkpoint / weights.HEADS, folder / weights.HEADS)
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1), encoding="utf-8")
+    shutil.copyfile(checkpoint / manifest.MANIFEST, folder / "training_manifest.json")
+
+
+@torch.no_grad()
+def write_probe(model: nn.Module, processor, encoder, folder: Path) -> Tensor:
+    """Store inputs, logits and greedy tokens of the model in this process for `check_reload`; returns the logits."""
+    from safetensors.torch import save_file
+
+    inputs = _probe_inputs(processor, encoder, model.dtype)
+    logits = model(**inputs).logits.float()
+    tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    folder.mkdir()
+    tensors = {**inputs, "logits": logits, "tokens": tokens}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "probe.safetensors")
+    return logits
+
+
+def _probe_inputs(processor, encoder, dtype: torch.dtype) -> dict[str, Tensor]:
+    from PIL import Image
+
+    gradient = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    pixels = processor.image_processor(gradient, return_tensors="pt")["pixel_values"].to(dtype)
+    ids = torch.tensor([encoder.caption_sequence("", answer=False).ids])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+@torch.no_grad()
+def _check_merge(unmerged: nn.Module, processor, encoder, merged_logits: Tensor, dtype: torch.dtype, report: dict):
+    """The merged weights must say what base plus adapter said, within the precision they are stored in."""
+    logits = unmerged(**_probe_inputs(processor, encoder, torch.float32)).logits.float()
+    allowed = (1e-4 if dtype == torch.float32 else 5e-2) * max(float(logits.abs().max()), 1.0)
+    difference = float((logits - merged_logits).abs().max())
+    report["max_merge_difference"] = difference
+    if difference > allowed:
+        raise ExportError(f"merging LoRA changed the logits by {difference:.3g}, more than {allowed:.3g}")
+
+
+def load_exported_heads(folder: Path | str, hidden_size: int):
+    """Contrastive heads of an exported folder, in eval mode. Raises FileNotFoundError where it has none."""
+    sidecar = Path(folder) / SIDECAR
+    if not (sidecar / weights.HEADS).is_file():
+        raise FileNotFoundError(f"{sidecar / weights.HEADS}: this model was exported without contrastive heads")
+    content = json.loads((sidecar / "config.json").read_text(encoding="utf-8"))
+    config = from_dict(Config, content, where=str(sidecar / "config.json"))
+    heads = build.make_heads(hidden_size, config.objective, seed=config.train.seed)
+    weights.load_heads(heads, sidecar)
+    return heads.eval()
+
+
+def check_reload(folder: Path) -> dict:
+    """Reload in a fresh process with stock classes; returns its report. Raises ExportError when anything differs."""
+    command = [sys.executable, "-m", "hacl.training.reload_check", str(folder), str(folder / "probe/probe.safetensors")]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise ExportError(f"{folder}: reloading with stock classes failed: {done.stderr.strip()[-800:]}")
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    if report["unexpected_keys"] or report["missing_keys"]:
+        raise ExportError(f"{folder}: stock classes report unexpected or missing keys: {report}")
+    if report["max_logit_difference"] > report["tolerance"] or not report["same_tokens"]:
+        raise ExportError(f"{folder}: the reloaded model differs from the trained one: {report}")
+    return report
