@@ -55,9 +55,7 @@ def resolve_image(root: Path | str, relative: str) -> Path:
     return found
 
 
-def load_image(
-    path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_ratio: float = 200.0
-) -> Image.Image:
+def load_image(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_ratio: float = 200.0) -> Image.Image:
     """Decode one image as upright RGB.
 
     Width and height are read from the header and checked before any pixel is decoded. `max_aspect_ratio` (long side
