@@ -41,6 +41,20 @@ def test_an_interval_over_runs_and_items_covers_the_truth_when_runs_differ():
     assert 0.87 <= hits / 150 <= 1.0
 
 
+def test_a_paired_interval_of_three_runs_is_neither_blind_nor_twice_too_wide_when_runs_agree():
+    rng = np.random.default_rng(3)
+    hits, widths = 0, []
+    for trial in range(120):
+        difficulty = rng.uniform(0.2, 0.6, 150)
+        control = [table(rng.binomial(1, difficulty)) for _ in range(3)]
+        treated = [table(rng.binomial(1, difficulty + 0.05)) for _ in range(3)]
+        interval = paired_difference(treated, control, draws=200, seed=trial)
+        hits += interval.low <= 0.05 <= interval.high
+        widths.append(interval.high - interval.low)
+    ideal = 2 * 1.96 * (2 * 0.23 / (3 * 150)) ** 0.5
+    assert hits / 120 >= 0.88 and ideal < np.mean(widths) < 2 * ideal
+
+
 def test_runs_that_disagree_widen_the_interval_that_items_alone_would_give():
     agree = [table([0, 1] * 50) for _ in range(3)]
     disagree = [table([0] * 100), table([0, 1] * 50), table([1] * 100)]
