@@ -43,8 +43,6 @@ class Inputs:
     records: list[Record]
     eval_records: list[Record]
     image_root: Path | None
-    data: str
-    base: str
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -63,8 +61,6 @@ def read_inputs(config: Config) -> Inputs:
         records=records,
         eval_records=eval_records,
         image_root=root,
-        data=manifest.data_fingerprint(records),
-        base=manifest.fingerprint(manifest.model_folder(config.model.path, config.model.revision)),
     )
 
 
@@ -128,8 +124,8 @@ def build_trainer(config: Config) -> HaclTrainer:
         model,
         config,
         processor=inputs.processor,
-        base=inputs.base,
-        data=inputs.data,
+        base=manifest.fingerprint(manifest.model_folder(config.model.path, config.model.revision)),
+        data=manifest.data_fingerprint(inputs.records),
         lengths=lengths,
         is_text_only=modality,
         args=arguments,
@@ -197,7 +193,8 @@ def run(config: Config) -> RunResult:
     last = output / f"checkpoint-{trainer.state.global_step}"
     if not (last / manifest.MANIFEST).is_file() and best is None:
         trainer._save_checkpoint(trainer.model_wrapped, None)
-    if trainer.eval_dataset is not None:
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    if trainer.eval_dataset is not None and (best is not None or trainer.state.global_step not in evaluated):
         metrics.update(trainer.evaluate())
     result = RunResult(Path(best) if best else last, trainer.state.global_step, metrics)
     if trainer.args.should_save:
