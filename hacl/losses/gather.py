@@ -94,16 +94,12 @@ def _all_gather(rows_B: Tensor, counts_W: list[int], group) -> Tensor:
 
 
 def _reduce_scatter(grad_N: Tensor, counts_W: list[int], rank: int, group) -> Tensor:
-    longest = max(counts_W)
-    if dist.get_backend(group) != "nccl" or longest == 0:  # gloo reduces everything everywhere
-        summed_N = grad_N.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed_N, group=group)
-        return summed_N.split(counts_W)[rank]
-    blocks = grad_N
-    if len(set(counts_W)) > 1:
-        blocks = torch.cat([_pad_rows(block, longest) for block in grad_N.split(counts_W)])
+    longest, equal = max(counts_W), len(set(counts_W)) == 1
+    if longest == 0:
+        return grad_N
+    padded = grad_N if equal else torch.cat([_pad_rows(block, longest) for block in grad_N.split(counts_W)])
     mine = grad_N.new_empty(longest, *grad_N.shape[1:])
-    dist.reduce_scatter_tensor(mine, blocks.contiguous(), group=group)
+    dist.reduce_scatter_tensor(mine, padded.contiguous(), group=group)
     return mine[: counts_W[rank]]
 
 

@@ -161,12 +161,15 @@ def gather_facts(rank):
     weights = torch.arange(together.numel(), dtype=torch.float32).view_as(together) * (1 + rank)
     (together * weights).sum().backward()
     ids = gather(torch.full((2,), 2**62 + rank))
+    nothing = gather(torch.zeros(0, 2, requires_grad=True))
+    nothing.sum().backward()
     with torch.no_grad():
         quiet = gather(rows)
     return {
         "rows": together.detach(),
         "grad": rows.grad,
         "ids": ids,
+        "nothing": nothing.detach(),
         "quiet": quiet,
         "agreed": gather.agree(rank, 7, device=rows.device),
         "sum": gather.sum(torch.tensor(rank + 1)),
@@ -194,6 +197,7 @@ def test_gather_joins_in_rank_order_and_sums_gradients_over_ranks():
         assert fact["rows"].tolist() == [[0, 0], [1, 1], [1, 1]]
         assert fact["grad"].tolist() == ([[0, 3]] if rank == 0 else [[6, 9], [12, 15]])
         assert fact["ids"].tolist() == [2**62, 2**62, 2**62 + 1, 2**62 + 1]
+        assert fact["nothing"].shape == (0, 2)
         assert torch.equal(fact["quiet"], fact["rows"])
         assert fact["agreed"] == [[0, 7], [1, 7]]
         assert fact["sum"] == 3
