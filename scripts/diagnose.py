@@ -19,7 +19,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--image-root", required=True, help="folder that image paths are relative to")
     parser.add_argument("--out", required=True, help="folder for diagnosis.json, diagnosis.csv and states.png")
-    parser.add_argument("--config", help="configuration of the run: objective, prompt and template are taken from it")
+    parser.add_argument(
+        "--config",
+        help="configuration to take objective, prompt and template from (default: the first exported model's)",
+    )
     parser.add_argument("--limit", type=int, help="use at most this many records")
     parser.add_argument("--batch-size", type=int, default=16, help="rows per forward pass (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=200, help="bootstrap draws per interval (default: %(default)s)")
@@ -29,11 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     from hacl.config import Config, load_config
     from hacl.data.records import read_records
-    from hacl.evaluation.diagnose import diagnose
+    from hacl.evaluation.diagnose import diagnose, exported_config
     from hacl.report.diagnosis import diagnosis_table, write_diagnosis
 
     try:
-        config = load_config(options.config) if options.config else Config()
+        exported = (exported_config(folder) for folder in options.model)
+        config = load_config(options.config) if options.config else next(filter(None, exported), Config())
         result = diagnose(
             options.model,
             read_records(options.records, limit=options.limit),

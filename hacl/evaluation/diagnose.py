@@ -5,18 +5,27 @@ The same records, objective settings and projection serve every checkpoint, so t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hacl.config import ModelConfig, ObjectiveConfig
+from hacl.config import Config, ModelConfig, ObjectiveConfig
+from hacl.config_io import from_dict
 from hacl.data.records import Record
 from hacl.evaluation.diagnostics import VIEWS, States, bootstrap_images, entanglement, gap_distances, modality_gap, view
 from hacl.evaluation.inputs import make_encoder
+from hacl.evaluation.likelihood import caption_margins
 from hacl.evaluation.projection import SharedProjection
 from hacl.evaluation.score import ScoreReport
+from hacl.evaluation.states import collect_states
 from hacl.evaluation.statistics import bootstrap_runs
+from hacl.models.adapters import find_adapter
+from hacl.training.build import load_backbone, load_processor
+from hacl.training.export import SIDECAR, load_exported_heads
+from hacl.training.objective import HaclModel
+from hacl.training.weights import HEADS
 
 Row = dict[str, Any]
 
@@ -37,15 +46,16 @@ def diagnose(
 ) -> dict[str, Any]:
     """Rows of measures for each checkpoint folder, in order.
 
-    objective: form, layer, pooling and heads to read states with; a folder with ``heads.safetensors`` is also measured
-    after its heads.
+    objective: form, layer and pooling to read the states of every model with. A folder whose export holds contrastive
+    heads is also measured after them.
 
     Returns:
         ``rows``: model, stage ("pre", "post", "likelihood"), view, measure, value, low, high (95% over images; null
         where there is none); ``states2d``: one panel per model, shared axes.
 
     Raises:
-        ValueError: a folder holds heads that the objective does not describe, or no record qualifies.
+        FileNotFoundError: a model folder or an image is missing.
+        ValueError: exported heads do not fit their settings, a folder is given twice, or no record qualifies.
     """
     objective = objective or ObjectiveConfig()
     rows: list[Row] = []
@@ -68,28 +78,34 @@ def diagnose(
 
 
 def state_rows(model: str, stage: str, view_name: str, states: States, draws: int) -> list[Row]:
-    """Both findings of one view as rows, with intervals over images."""
-    gap, pairs = modality_gap(states), entanglement(states)
+    """Both findings of one view as rows, with intervals over images.
+
+    Distances and the classifier are given for the raw view alone: the other views take the gap out, and what would be
+    measured is the noise of doing so.
+    """
+    raw = view_name == "raw"
+    gap, pairs = modality_gap(states, probe=raw), entanglement(states)
+    for measure in () if raw else ("centroid_distance", "relative_gap"):
+        del gap.metrics[measure]
     bounds = bootstrap_images(states, gap_distances, draws=draws)
     rows = _ratio_rows(model, stage, view_name, gap, draws, bounds)
     return rows + _ratio_rows(model, stage, view_name, pairs, draws)
 
 
-def _measure_model(path, records, image_root, objective, prompt, template, batch_size, device, likelihood, progress):
-    from hacl.evaluation.likelihood import caption_margins
-    from hacl.evaluation.states import collect_states
-    from hacl.models.adapters import find_adapter
-    from hacl.training.build import build_heads, load_backbone, load_processor
-    from hacl.training.objective import HaclModel
-    from hacl.training.weights import HEADS, load_heads
+def exported_config(folder: Path | str) -> Config | None:
+    """The configuration that an exported folder was trained with, None where it was not exported from a run."""
+    path = Path(folder) / SIDECAR / "config.json"
+    return from_dict(Config, json.loads(path.read_text(encoding="utf-8")), where=str(path)) if path.is_file() else None
 
+
+def _measure_model(path, records, image_root, objective, prompt, template, batch_size, device, likelihood, progress):
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder; give the folder of an exported or saved model")
     config = ModelConfig(path=str(path))
     backbone, processor = load_backbone(config).to(device).eval(), load_processor(config)
     heads = None
-    if (path / HEADS).is_file():
-        heads = build_heads(find_adapter(backbone), replace(objective, contrastive_weight=1.0), seed=0, trainable=False)
-        load_heads(heads, path)
-        heads = heads.to(device)
+    if (path / SIDECAR / HEADS).is_file():
+        heads = load_exported_heads(path, find_adapter(backbone).hidden_size).to(device)
     model = HaclModel(backbone, replace(objective, contrastive_weight=0.0), heads=heads)
     encoder = make_encoder(processor, template, prompt)
     states = collect_states(model, encoder, records, image_root, batch_size=batch_size, progress=progress)

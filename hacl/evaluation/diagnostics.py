@@ -147,6 +147,9 @@ def entanglement(states: States, *, seed: int = 0, probe: bool = True) -> ScoreR
 def probe_auc(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, folds: int = 5, seed: int = 0) -> float | None:
     """AUC of a logistic probe on held-out folds; rows of one group are never split. None with too few groups.
 
+    0.5 is chance; below it, few groups made the folds contradict each other (a word false of one image is true of the
+    next), which is no better than chance.
+
     One AUC of all held-out scores would compare folds of different scale, so folds are averaged.
     """
     from sklearn.linear_model import LogisticRegression

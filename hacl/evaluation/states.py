@@ -60,14 +60,17 @@ def collect_states(
     texts = [text for _, text in true] + [text for *_, text in false]
     distinct = list(dict.fromkeys(texts))
     with evaluating(model):
-        pooled = text_states(model, [encoder.root(text) for text in distinct], encoder=encoder, batch_size=batch_size)
+        pooled = text_states(
+            model, [encoder.root(text) for text in distinct], encoder=encoder, batch_size=batch_size
+        ).float()
     position = {text: n for n, text in enumerate(distinct)}
     text_MD = pooled[[position[text] for text in texts]]
     stages = {"pre": (image_ID, text_MD)}
     if model.heads is not None:
         with evaluating(model) as device:
-            image_IP = model.heads.project_image(image_ID.to(device)).cpu()
-            text_MP = model.heads.project_text(text_MD.to(device)).cpu()
+            dtype = next(model.heads.parameters()).dtype
+            image_IP = model.heads.project_image(image_ID.to(device, dtype)).cpu()
+            text_MP = model.heads.project_text(text_MD.to(device, dtype)).cpu()
         stages["post"] = (image_IP, text_MP)
     return {name: _states(*pair, true, false, tuple(by_image)) for name, pair in stages.items()}
 

@@ -27,14 +27,21 @@ from hacl.report.schema import check_results
 from hacl.report.tables import Cell, all_cells, control_first, shown_measures, split_names
 
 
-def build_report(results: dict[str, Any], out: Path | str, *, draws: int = 1000) -> Path:
+def build_report(
+    results: dict[str, Any],
+    out: Path | str,
+    *,
+    cells: dict[tuple[str, str, str], Cell] | None = None,
+    draws: int = 1000,
+) -> Path:
     """Write the page and return its path.
 
     Args:
         results: see :mod:`hacl.report.schema`.
         out: the file to write (``report.html``), or a folder to write it in. Paths inside ``results`` are relative to
             that folder.
-        draws: bootstrap draws per interval.
+        cells: what :func:`hacl.report.tables.all_cells` returned, if the table on screen has computed it already.
+        draws: bootstrap draws per interval, without ``cells``.
 
     Raises:
         ValueError: ``results`` does not fit the schema.
@@ -44,7 +51,7 @@ def build_report(results: dict[str, Any], out: Path | str, *, draws: int = 1000)
     out = Path(out)
     out = out if out.suffix == ".html" else out / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    cells = all_cells(results, draws)
+    cells = cells if cells is not None else all_cells(results, draws)
     title = results.get("title", "Hallucination-augmented contrastive fine-tuning")
     body = [
         f"<h1>{escape(title)}</h1>",

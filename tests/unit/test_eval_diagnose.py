@@ -10,25 +10,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from hacl.config import ObjectiveConfig
+from hacl.config import Config, to_dict
 from hacl.data.records import read_records
-from hacl.evaluation.diagnose import diagnose
+from hacl.evaluation.diagnose import diagnose, exported_config
 from hacl.evaluation.score import ScoreReport, collect
 from hacl.models.heads import ContrastiveHeads
 from hacl.report.diagnosis import diagnosis_table, write_diagnosis
+from hacl.training.export import SIDECAR
 from tests.tiny import write_tiny_records
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def result(tiny_llava, tmp_path_factory):
+def export_with_heads(model, folder, parameters):
+    """A model folder as export writes it: weights, and beside them heads with the configuration they need."""
     from safetensors.torch import save_file
 
+    shutil.copytree(model, folder)
+    sidecar = folder / SIDECAR
+    sidecar.mkdir()
+    save_file({name: value.detach().clone() for name, value in parameters.items()}, sidecar / "heads.safetensors")
+    (sidecar / "config.json").write_text(json.dumps(to_dict(Config())), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def result(tiny_llava, tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagnosis")
-    shutil.copytree(tiny_llava, folder / "with_heads")
-    heads = ContrastiveHeads(32, kind="linear")
-    save_file({n: p.detach().clone() for n, p in heads.named_parameters()}, folder / "with_heads" / "heads.safetensors")
+    export_with_heads(tiny_llava, folder / "with_heads", dict(ContrastiveHeads(32, kind="linear").named_parameters()))
     records = read_records(write_tiny_records(folder, 6))
     return diagnose([tiny_llava, folder / "with_heads"], records, folder, draws=20, progress=False)
 
@@ -53,14 +61,23 @@ def test_files_hold_every_row_and_the_picture_every_model(result, tmp_path):
     assert "relative_gap" in diagnosis_table(result)
 
 
-def test_heads_that_do_not_fit_the_objective_are_refused(tiny_llava, tmp_path):
-    from safetensors.torch import save_file
+def test_distances_are_left_out_where_centring_has_removed_them(result):
+    views = {row["view"] for row in result["rows"] if row["measure"] in ("relative_gap", "modality_auc")}
+    assert views == {"raw"}
 
-    shutil.copytree(tiny_llava, tmp_path / "model")
-    save_file({"image.weight": torch.zeros(3, 3)}, tmp_path / "model" / "heads.safetensors")
+
+def test_heads_that_do_not_fit_are_refused_and_a_missing_folder_is_named(tiny_llava, tmp_path):
+    export_with_heads(tiny_llava, tmp_path / "model", {"image.weight": torch.zeros(3, 3)})
     records = read_records(write_tiny_records(tmp_path, 4))
     with pytest.raises(ValueError, match=r"heads\.safetensors"):
-        diagnose([tmp_path / "model"], records, tmp_path, objective=ObjectiveConfig(), progress=False)
+        diagnose([tmp_path / "model"], records, tmp_path, progress=False)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        diagnose([tmp_path / "nowhere"], records, tmp_path, progress=False)
+
+
+def test_an_exported_model_brings_its_configuration(tiny_llava, tmp_path):
+    export_with_heads(tiny_llava, tmp_path / "model", {"image.weight": torch.zeros(3, 3)})
+    assert exported_config(tmp_path / "model") == Config() and exported_config(tiny_llava) is None
 
 
 def test_help_needs_no_model_library():

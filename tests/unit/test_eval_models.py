@@ -144,6 +144,20 @@ def test_collected_states_are_those_the_training_step_reads(loaded, world, form,
     assert entanglement(found["pre"]).counts["pairs"] == len(records)
 
 
+def test_half_precision_models_are_measured_with_heads_in_full_precision(loaded, world):
+    model, processor = loaded
+    encoder = make_encoder(processor, "plain", "describe")
+    full = HaclModel(model, ObjectiveConfig())
+    expected = collect_states(full, encoder, world[1], world[0], progress=False)
+    half = HaclModel(model.to(torch.bfloat16), ObjectiveConfig(), heads=full.heads)
+    found = collect_states(half, encoder, world[1], world[0], progress=False)
+    for stage in ("pre", "post"):
+        assert np.allclose(found[stage].image, expected[stage].image, atol=0.15)
+        assert np.allclose(found[stage].true, expected[stage].true, atol=0.15)
+    assert caption_margins(model, processor, world[1], world[0], progress=False).metrics["margin"] is not None
+    assert len(generate_captions(model, processor, image_paths(world[1], world[0]), max_new_tokens=2)) == len(world[1])
+
+
 def test_evaluation_leaves_every_modules_mode_as_it_was(loaded):
     model = loaded[0].train()
     model.lm_head.eval()
