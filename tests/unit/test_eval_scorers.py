@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from hacl.evaluation.chair import MentionExtractor, score_chair
+from hacl.evaluation.coco_objects import coco_vocabulary
 from hacl.evaluation.pope import (
     SPLITS,
     build_questions,
@@ -154,6 +155,14 @@ def test_the_parsers_differ_where_they_are_said_to():
     replies = ["Yes.", "no", "", "I don't know", "Nope", "Not at all", "Yes, and there is no doubt"]
     assert [parse_official(r) for r in replies] == ["yes", "no", "yes", "yes", "yes", "yes", "no"]
     assert [parse_strict(r) for r in replies] == ["yes", "no", None, None, None, None, "yes"]
+
+
+def test_the_coco_words_name_eighty_categories_and_hide_phrases_that_are_no_objects():
+    vocabulary = coco_vocabulary()
+    assert len({name for name in vocabulary.values() if name}) == 80
+    extractor = MentionExtractor(vocabulary)
+    caption = "Two women with tennis racquets near a baseball field, a bus stop and hot dogs; a football player, buses"
+    assert named(extractor, caption) == ["person", "tennis racket", "hot dog", "person", "bus"]
 
 
 def test_scorers_import_neither_torch_nor_transformers():
