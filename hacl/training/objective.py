@@ -133,16 +133,16 @@ class HaclModel(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.adapter.lm_head
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **options) -> None:
         """Recompute decoder activations, never in reentrant form (hooks and several uses of weights need that)."""
         if getattr(self.adapter.decoder.config, "attention_dropout", 0.0) and is_frozen(self.adapter.decoder):
             raise ValueError("gradient checkpointing of a frozen decoder needs attention_dropout=0 in its config")
         kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
-        self.adapter.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        self.adapter.model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs, **options)
         self._recompute = True
 
     def gradient_checkpointing_disable(self) -> None:
-        self.adapter.model.gradient_checkpointing_disable()
+        self.adapter.model.activation_checkpointing_disable()
         self._recompute = False
 
     # One step
