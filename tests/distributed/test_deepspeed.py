@@ -1,0 +1,101 @@
+"""ZeRO-2 and ZeRO-3 on two CPU ranks: the losses of one process, resume, export. Each launch takes some 20 s."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.tiny import write_tiny_records
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launch(ranks, *arguments):
+    """train.py under torchrun; fails the test with its output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(
+        [*command, str(ROOT / "train.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def lines(run, key="loss"):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[key] for row in rows if key in row}
+
+
+@pytest.fixture
+def settings(tiny_llava, tmp_path):
+    """A configuration whose batches mix captioned images and text-only dialogues; validation has an odd size."""
+    records = write_tiny_records(tmp_path / "records", 12, text_only=4)
+    odd = write_tiny_records(tmp_path / "validation", 7)
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "model": {"path": str(tiny_llava), "preset": "stage1-llm"},
+                "data": {"path": str(records), "eval_path": str(odd)},
+                "train": {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "scheduler": "constant"},
+                "log": {"steps": 1},
+            }
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+def batch(per_rank):
+    """Eight samples per step in two micro-batches, whatever the number of ranks."""
+    return (
+        f"train.per_device_batch_size={per_rank}",
+        f"train.per_device_eval_batch_size={per_rank}",
+        "train.gradient_accumulation_steps=2",
+    )
+
+
+def test_zero_2_on_two_ranks_has_the_losses_of_one_process_and_resumes(settings, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train.main([str(settings), f"train.output_dir={one}", *batch(4)]) == 0
+    how = (settings, f"train.output_dir={two}", *batch(2), "train.deepspeed=2")
+    launch(2, *how)
+    for key in ("loss", "lm", "contrastive", "grad_norm", "hard_negative_win_rate"):
+        assert lines(two, key) == pytest.approx(lines(one, key), rel=1e-4), key
+    before = lines(two)
+    shutil.rmtree(two / "checkpoint-4")
+    launch(2, *how)
+    assert lines(two) == pytest.approx(before, rel=1e-6)
+
+
+def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_exports(settings, tmp_path):
+    from hacl.training.export import export_checkpoint
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    lora = ("model.lora.rank=4", "model.lora.dropout=0.0", "model.learning_rate.llm=1e-3", "train.bf16=true")
+    assert train.main([str(settings), f"train.output_dir={one}", *batch(4), *lora]) == 0
+    how = (settings, f"train.output_dir={two}", *batch(2), *lora, "train.deepspeed=3", "log.sample_steps=4")
+    launch(2, *how)
+    assert lines(two) == pytest.approx(lines(one), rel=2e-2)
+    assert lines(two, "eval_lm") == pytest.approx(lines(one, "eval_lm"), rel=2e-2)
+    before = lines(two)
+    shutil.rmtree(two / "checkpoint-4")
+    launch(2, *how)
+    assert lines(two) == pytest.approx(before, rel=1e-6)
+    out = export_checkpoint(two / "checkpoint-4", tmp_path / "model")
+    report = json.loads((out / "hacl/verified.json").read_text())
+    assert report["same_tokens"] and not report["unexpected_keys"]
+    assert (two / "samples.jsonl").is_file()

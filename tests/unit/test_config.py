@@ -1,0 +1,140 @@
+"""Promises of the run configuration."""
+
+import ast
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+from hacl.config import Config, ConfigError, config_hash, load_config, save_config, to_dict
+from hacl.config_io import describe
+from hacl.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(folder, text, name="run.yaml"):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_unknown_key_is_an_error_that_names_the_file_and_the_nearest_key(tmp_path):
+    path = write(tmp_path, "train: {epoch: 2}\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: unknown key 'train\.epoch'; did you mean 'train\.epochs'"):
+        load_config(path)
+
+
+def test_a_key_in_the_wrong_section_is_answered_with_the_right_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean 'objective\.lm_weight'"):
+        load_config(None, ["lm_weight=2"])
+
+
+def test_a_key_given_twice_is_an_error_with_its_line(tmp_path):
+    path = write(tmp_path, "train:\n  seed: 1\n  seed: 2\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml:3: key 'seed' is given twice"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.seed=one", "train.bf16=1", "data.path=3", "train=3", "model.preset=x", "train.deepspeed=7", "train.seed"],
+)
+def test_a_value_of_another_type_is_an_error_that_names_the_key(override):
+    with pytest.raises(ConfigError, match=override.split("=")[0].replace(".", r"\.")):
+        load_config(None, [override])
+
+
+def test_overrides_win_over_the_file_which_wins_over_defaults_which_win_over_the_preset(tmp_path):
+    write(tmp_path, "model: {preset: stage2}\ntrain: {seed: 1, epochs: 2}\n", "base.yaml")
+    path = write(tmp_path, "defaults: base.yaml\ntrain: {seed: 2}\n")
+    config = load_config(path, ["train.save_steps=7"])
+    assert (config.train.seed, config.train.epochs, config.train.save_steps) == (2, 2.0, 7)
+    assert config.objective.contrastive_weight == 0.0, "the preset stage2 turns the contrastive loss off"
+    assert load_config(path, ["objective.contrastive_weight=0.5"]).objective.contrastive_weight == 0.5
+
+
+def test_files_that_inherit_from_each_other_are_refused(tmp_path):
+    write(tmp_path, "defaults: b.yaml\n", "a.yaml")
+    write(tmp_path, "defaults: a.yaml\n", "b.yaml")
+    with pytest.raises(ConfigError, match="refers back"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_numbers_with_an_exponent_and_lone_paths_are_read_as_meant():
+    config = load_config(None, ["model.learning_rate.projector=1e-3", "data.path=a.jsonl", "data.eval_path=[b, c]"])
+    assert config.model.learning_rate.projector == 1e-3
+    assert config.data.path == ["a.jsonl"] and config.data.eval_path == ["b", "c"]
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path):
+    config = load_config(None, ["train.deepspeed=2", "model.preset=stage2-lora", "data.path=[x, y]"])
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_the_hash_of_a_section_changes_with_every_value():
+    config = load_config(None)
+    before = config_hash(config.objective)
+    config.objective.hard_margin = 0.1
+    assert config_hash(config.objective) != before
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model.learning_rate.projector=0", "model.learning_rate.heads=0"], "nothing would train"),
+        (["model.lora.rank=4"], "needs model.learning_rate.llm"),
+        (["model.load_in_4bit=true"], "needs model.lora.rank"),
+        (["train.best_metric=eval_loss"], "needs data.eval_path"),
+        (["objective.temperature=2.0"], "temperature"),
+        (["train.offload_optimizer=true"], "needs train.deepspeed"),
+    ],
+)
+def test_combinations_that_could_only_be_ignored_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_is_a_valid_configuration(preset):
+    assert load_config(None, [f"model.preset={preset}"]).model.preset == preset
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "llava15_7b").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_recipes_load(path):
+    load_config(path)
+
+
+def test_the_environment_does_not_change_a_configuration(monkeypatch, tmp_path):
+    before = to_dict(load_config(None))
+    for name in ("HACL_DATA", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "1")
+    assert to_dict(load_config(None)) == before
+
+
+def test_every_key_has_a_line_of_help():
+    text = "\n".join(describe(Config))
+    for name, item in fields(Config):
+        assert f"{name} (" in text and item.metadata["help"]
+
+
+def fields(schema, prefix=""):
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from fields(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", item
+
+
+def test_every_key_is_read_somewhere_in_the_package():
+    """Attribute names used in the package outside the configuration itself; `vars(learning_rate)` reads all four."""
+    read = {"vision", "projector", "llm", "heads"}
+    for path in (ROOT / "hacl").rglob("*.py"):
+        if path.name not in ("config.py", "config_io.py", "presets.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    unread = [name for name, _ in fields(Config) if name.split(".")[-1] not in read]
+    assert not unread, f"accepted but never read: {unread}"

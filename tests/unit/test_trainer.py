@@ -1,0 +1,154 @@
+"""Promises of batch planning, parameter groups, loss normalisation and metrics."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from hacl.config import Config, LearningRates
+from hacl.training import manifest
+from hacl.training.groups import parameter_groups
+from hacl.training.metrics import ReportMeter, ratios
+from hacl.training.runtime import deepspeed_config
+from hacl.training.sampler import GlobalBatchSampler, plan_epoch, plan_evaluation
+from hacl.training.trainer import HaclTrainer
+
+
+def test_an_epoch_visits_every_sample_once_and_drops_only_the_incomplete_batch():
+    batches = plan_epoch(23, 4, seed=0, epoch=0)
+    flat = [i for batch in batches for i in batch]
+    assert len(batches) == 5 and len(set(flat)) == 20
+    assert plan_epoch(23, 4, seed=0, epoch=0) == batches != plan_epoch(23, 4, seed=0, epoch=1)
+
+
+def test_ranks_share_each_global_batch_without_overlap():
+    plan = lambda epoch: plan_epoch(16, 8, seed=1, epoch=epoch)  # noqa: E731
+    parts = [list(GlobalBatchSampler(plan, rank=rank, ranks=2)) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in plan(0)]
+    assert all(len(a) == len(b) == 4 for a, b in zip(*parts, strict=True))
+
+
+def test_grouping_by_length_puts_similar_lengths_together():
+    lengths = list(range(64))
+    spread = {
+        how: sum(max(b) - min(b) for b in plan_epoch(64, 4, seed=0, epoch=0, grouping=how, lengths=lengths))
+        for how in ("none", "length")
+    }
+    assert spread["length"] == 16 * 3 < spread["none"]
+
+
+def test_grouping_by_modality_separates_text_only_samples_except_for_the_left_over():
+    text_only = [i % 3 == 0 for i in range(60)]
+    batches = plan_epoch(
+        60, 4, seed=0, epoch=0, grouping="modality", lengths=[10] * 60, is_text_only=text_only
+    )
+    mixed = [b for b in batches if len({text_only[i] for i in b}) == 2]
+    assert len(batches) == 15 and len(mixed) <= 1
+    assert sorted(i for b in batches for i in b) == list(range(60))
+
+
+@pytest.mark.parametrize("count, batch, ranks", [(1, 4, 1), (5, 4, 4), (17, 8, 2), (64, 8, 3)])
+def test_validation_visits_every_sample_exactly_once_on_all_ranks(count, batch, ranks):
+    plan = plan_evaluation(count, batch, ranks)
+    assert [i for part in plan for i in part] == list(range(count))
+    assert min(len(part) for part in plan) >= ranks
+
+
+def test_fewer_validation_samples_than_ranks_is_an_error():
+    with pytest.raises(ValueError, match="3 validation samples"):
+        plan_evaluation(3, 8, 4)
+
+
+class TinyModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tower, self.projector, self.decoder = nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+        self.heads = nn.Linear(4, 2)
+        self.heads.temperature = nn.Parameter(torch.zeros(1))
+        self.adapter = SimpleNamespace(
+            groups=lambda: {"vision": [self.tower], "projector": [self.projector], "llm": [self.decoder]}
+        )
+
+
+def test_each_module_has_its_learning_rate_and_vectors_are_not_decayed():
+    model = TinyModel()
+    model.tower.requires_grad_(False)
+    groups = {g["name"]: g for g in parameter_groups(model, LearningRates(0.0, 1e-3, 2e-5, 5e-4), 0.1)}
+    assert set(groups) == {"projector", "projector/no_decay", "llm/no_decay", "heads", "heads/no_decay"}
+    assert groups["projector"]["lr"] == 1e-3 and groups["llm/no_decay"]["lr"] == 2e-5
+    assert groups["projector"]["weight_decay"] == 0.1 and groups["heads/no_decay"]["weight_decay"] == 0.0
+    assert any(p is model.heads.temperature for p in groups["heads/no_decay"]["params"])
+
+
+def test_nothing_to_train_is_an_error():
+    model = TinyModel().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing trains"):
+        parameter_groups(model, LearningRates(), 0.0)
+
+
+def window_loss(micro_batches, ranks=1):
+    """Loss of one optimizer step by HaclTrainer.compute_loss: sum over the window, mean over ranks."""
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.config = Config()
+    trainer.args = SimpleNamespace(world_size=ranks)
+    trainer._meter, trainer._throughput = ReportMeter(), SimpleNamespace(add=lambda batch: None)
+    trainer.current_gradient_accumulation_steps = len(micro_batches[0])
+    tokens = torch.tensor(sum(len(m["lm"]) for rank in micro_batches for m in rank))
+    per_rank = []
+    for rank in micro_batches:
+        total = torch.zeros(())
+        for micro in rank:
+            outputs = SimpleNamespace(
+                lm_sum=torch.tensor(micro["lm"]).sum(),
+                lm_tokens=torch.tensor(len(micro["lm"])),
+                contrastive=torch.tensor(micro["contrastive"]),
+                margin=torch.zeros(()),
+                report={},
+            )
+            total = total + trainer.compute_loss(lambda out=outputs: out, {}, num_items_in_batch=tokens)
+        per_rank.append(total)
+    return torch.stack(per_rank).mean()
+
+
+def test_the_generation_loss_is_one_mean_over_all_tokens_of_window_and_ranks():
+    first = {"lm": [1.0, 2.0, 3.0], "contrastive": 0.0}
+    second = {"lm": [10.0], "contrastive": 0.0}
+    expected = torch.tensor(16.0 / 4)
+    torch.testing.assert_close(window_loss([[first, second]]), expected)
+    torch.testing.assert_close(window_loss([[first], [second]], ranks=2), expected)
+
+
+def test_the_contrastive_loss_is_a_mean_over_micro_batches_whatever_the_tokens():
+    few = [{"lm": [0.0], "contrastive": 2.0}, {"lm": [0.0], "contrastive": 4.0}]
+    many = [{"lm": [0.0] * 9, "contrastive": 2.0}, {"lm": [0.0] * 90, "contrastive": 4.0}]
+    for window in (few, many):
+        torch.testing.assert_close(window_loss([window]), torch.tensor(3.0))
+
+
+def test_reports_are_reduced_by_sums_and_counts_and_then_forgotten():
+    meter = ReportMeter()
+    meter.add({"lm": (torch.tensor(6.0), torch.tensor(3)), "none": (torch.tensor(0.0), torch.tensor(0))})
+    meter.add({"lm": (torch.tensor(2.0), torch.tensor(1))})
+    assert ratios(meter.reduce()) == {"lm": 2.0}
+    assert ratios(meter.reduce()) == {}
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_stage_number_becomes_a_deepspeed_configuration_without_optimizer(stage):
+    config = Config()
+    config.train.deepspeed = stage
+    plan = deepspeed_config(config.train)
+    assert plan["zero_optimization"]["stage"] == stage and "optimizer" not in plan
+
+
+def test_a_fingerprint_sees_a_changed_weight_and_only_in_the_parts_asked_for(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = {"vision_tower.a": torch.arange(10.0), "language_model.b": torch.arange(20.0)}
+    save_file(weights, tmp_path / "model.safetensors")
+    before = [manifest.fingerprint(tmp_path, parts) for parts in ((), ("vision_tower",), ("language_model",))]
+    weights["language_model.b"][7] += 1e-3
+    save_file(weights, tmp_path / "model.safetensors")
+    after = [manifest.fingerprint(tmp_path, parts) for parts in ((), ("vision_tower",), ("language_model",))]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
