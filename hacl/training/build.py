@@ -17,6 +17,7 @@ from hacl.config import ConfigError, DataConfig, ModelConfig, ObjectiveConfig
 from hacl.data.records import Record, read_records
 from hacl.data.templates import SequenceEncoder
 from hacl.models.adapters import Adapter, find_adapter
+from hacl.training.runtime import local_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,20 +37,20 @@ def load_backbone(model: ModelConfig) -> nn.Module:
 
     if not model.path:
         raise ConfigError("model.path is empty: give the folder (or hub id) of a multimodal checkpoint")
-    quantization = None
+    options = {}
     if model.load_in_4bit:
-        quantization = _four_bit(model)
+        options = {"quantization_config": _four_bit(), "device_map": {"": local_device()}}
     return AutoModelForImageTextToText.from_pretrained(
         model.path,
         revision=model.revision,
         dtype=DTYPES[model.dtype],
         attn_implementation=model.attn_implementation,
-        quantization_config=quantization,
         use_safetensors=True,
+        **options,
     )
 
 
-def _four_bit(model: ModelConfig):
+def _four_bit():
     import importlib.util
 
     from transformers import BitsAndBytesConfig

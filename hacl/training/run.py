@@ -182,6 +182,8 @@ def run(config: Config) -> RunResult:
     trainer = build_trainer(config)
     output = Path(config.train.output_dir)
     resume = find_resume(config, trainer.base, trainer.data)
+    if resume is not None and _is_finished(trainer, resume):
+        return _finished(output, Path(resume))
     if trainer.args.should_save:
         output.mkdir(parents=True, exist_ok=True)
         save_config(config, output / "config.yaml")
@@ -201,6 +203,21 @@ def run(config: Config) -> RunResult:
         summary = {"checkpoint": result.checkpoint.name, "step": result.step, "metrics": result.metrics}
         (output / "result.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     return result
+
+
+def _is_finished(trainer: HaclTrainer, checkpoint: str) -> bool:
+    """Whether a checkpoint is of the last step; Trainer would add another one."""
+    *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    return manifest.read_manifest(checkpoint)["step"] >= max_steps
+
+
+def _finished(output: Path, last: Path) -> RunResult:
+    """What an earlier call of `run` returned."""
+    summary = {"checkpoint": last.name, "step": int(last.name.split("-")[1]), "metrics": {}}
+    if (output / "result.json").is_file():
+        summary.update(json.loads((output / "result.json").read_text(encoding="utf-8")))
+    print(f"nothing left to do: {output} is finished at step {summary['step']}")
+    return RunResult(output / summary["checkpoint"], summary["step"], summary["metrics"])
 
 
 def _announce(config: Config, trainer: HaclTrainer, resume: str | None) -> None:

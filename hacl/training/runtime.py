@@ -180,7 +180,8 @@ def training_arguments(config: Config, *, has_eval: bool):
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         label_names=[],
-        ddp_find_unused_parameters=False,
+        # A trained tower may hold layers that the selected features do not use (a classifier's norm, say).
+        ddp_find_unused_parameters=config.model.learning_rate.vision > 0,
         deepspeed=deepspeed_config(train),
         disable_tqdm=not os.isatty(2),
     )

@@ -95,6 +95,43 @@ def test_a_resumed_run_continues_with_the_same_losses(command, lora):
     assert after == before
 
 
+def test_calling_a_finished_run_again_trains_nothing_and_returns_its_result(command, capsys):
+    assert command() == 0
+    before = (command.run / "metrics.jsonl").read_text()
+    assert command() == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert (command.run / "metrics.jsonl").read_text() == before
+
+
+def test_instruction_data_of_every_shape_trains_in_one_batch(command, records, tmp_path):
+    """Text only, several turns, two images, the image after the question, and captions with hallucinated captions."""
+    path = edited(records, tmp_path, lambda lines: lines.extend(INSTRUCTIONS))
+    how = ["model.preset=stage2", "objective.contrastive_weight=1", "objective.num_hallucinated=1"]
+    how += ["model.learning_rate.heads=1e-3", "train.per_device_batch_size=23", "train.max_steps=2"]
+    assert command(f"data.path={path}", *how) == 0
+    assert len(losses(command.run)) == 2
+
+
+INSTRUCTIONS = [
+    {
+        "id": "two images",
+        "image": ["images/1.png", "images/2.png"],
+        "conversations": [
+            {"from": "human", "value": "<image> <image> what colour is the square ?"},
+            {"from": "gpt", "value": "red"},
+            {"from": "human", "value": "and the circle ?"},
+            {"from": "gpt", "value": "green"},
+        ],
+    },
+    {
+        "id": "image after the question",
+        "image": "images/3.png",
+        "conversations": [{"from": "human", "value": "what is it ?\n<image>"}, {"from": "gpt", "value": "a cross"}],
+    },
+    {"id": "text", "conversations": [{"from": "human", "value": "how many ?"}, {"from": "gpt", "value": "two"}]},
+]
+
+
 def test_cached_features_and_text_states_train_like_live_ones(command):
     assert command("train.cache_vision_features=true") == 0
     cached = losses(command.run)
