@@ -1,0 +1,141 @@
+"""Edits of noun phrases: exchange an object, or add one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from hacl.hallucinate.context import Candidate, ImageContext
+from hacl.hallucinate.edits_words import make
+from hacl.hallucinate.english import Replacement, article, is_finite_singular, plural
+from hacl.hallucinate.lexicon import Mention, ObjectKind
+from hacl.hallucinate.noun_phrases import MANY_PEOPLE, PERSONAL_PRONOUNS, NounPhrase, ends_at, is_head, noun_phrase
+
+_GENDERED = PERSONAL_PRONOUNS - {"it", "its", "itself"} | frozenset(
+    "beard bearded mustache dress bikini skirt bride groom wife husband bra makeup blouse shirtless".split()
+)
+_AGES = frozenset("young old elderly older younger adult baby male female".split())
+_JOINABLE = frozenset(("", "with", "has", "have", "holding", "including", "near", "to", "beside", "by"))
+_CONTINUES = frozenset("on in at near next by under beside behind sitting standing lying laying".split())
+_LEAST_SHARE = 0.5  # of the things seen must suit an object that is added
+
+
+def object_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
+    """One object becomes another that is absent but plausible."""
+    for mention in context.mentions:
+        phrase = noun_phrase(context, mention)
+        if phrase is None:
+            continue
+        if mention.word in context.lexicon.word_swaps:
+            yield from _word_swaps(context, phrase)
+        elif mention.word in mention.kind.words:
+            yield from _swaps(context, phrase, draw)
+
+
+def _swaps(context: ImageContext, phrase: NounPhrase, draw: random.Random) -> Iterator[Candidate]:
+    mention, lexicon = phrase.mention, context.lexicon
+    adjectives = {word.text for word in context.words[phrase.first : mention.first]}
+    following = "" if ends_at(context, mention.stop) else context.words[mention.stop].text
+    if adjectives & {"other", "another", "open", "closed", "full"} or not is_head(context, mention):
+        return
+    allowed = lexicon.selects.get(phrase.before)
+    if following == "of":
+        allowed = lexicon.selects.get("of:", frozenset())
+    soon = {word.text for word in context.words[mention.stop : mention.stop + 3]}
+    able = [lexicon.agents[word] for word in sorted(soon & lexicon.agents.keys())]
+    for rank, name in enumerate(mention.kind.swaps):
+        new = lexicon.objects[name]
+        other_group = new.group != mention.kind.group
+        if not new.countable or (allowed is not None and name not in allowed) or (other_group and adjectives & _AGES):
+            continue
+        if any(name not in names for names in able):
+            continue
+        word = _word(new, draw)
+        text = plural(word) if mention.plural else word
+        yield _swap(context, mention, text, adds=frozenset({name}), weight=context.suits(name) / (1 + rank))
+
+
+def _swap(context: ImageContext, mention: Mention, text: str, **fields) -> Candidate:
+    start, end = context.words[mention.first].start, context.words[mention.stop - 1].end
+    return make(context, "object", [Replacement(start, end, text)], text, **fields)
+
+
+def _word_swaps(context: ImageContext, phrase: NounPhrase) -> Iterator[Candidate]:
+    """man -> woman: only where one person is there and no other word would disagree."""
+    mention, lexicon = phrase.mention, context.lexicon
+    own = {word.text for word in context.words}
+    count = context.count(mention.kind.name)
+    many = count is not None and count > 1 or count is None and bool(context.said & MANY_PEOPLE)
+    if many or own & _GENDERED or mention.plural:
+        return
+    agreeing = sum(bool(lexicon.same(mention.word) & said) for said in context.others_said)
+    if len(context.record.captions) > 2 and agreeing < 2:
+        return
+    for new in lexicon.word_swaps[mention.word]:
+        yield _swap(context, mention, new, claims=frozenset({new}), weight=0.3)
+
+
+def _word(kind: ObjectKind, draw: random.Random) -> str:
+    return kind.words[0] if draw.random() < 0.7 else draw.choice(kind.words)
+
+
+# Insertions
+
+
+def insertion_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
+    """An absent object that suits the image, beside one that is there, or at the end."""
+    lexicon = context.lexicon
+    names = [name for name, kind in lexicon.objects.items() if kind.countable and name not in context.present]
+    weights = {name: context.suits(name) for name in names if context.scene_share(name) >= _LEAST_SHARE}
+    few_words = len(context.words) < 10
+    for at, holder in _places(context):
+        for name in _draw_some(weights, 4, draw):
+            kind = lexicon.objects[name]
+            word = _word(kind, draw)
+            if few_words and kind.group == "person":
+                continue
+            np = plural(word) if few_words or draw.random() < 0.2 else f"{article(word)} {word}"
+            if holder is None:
+                patterns = lexicon.insertions.get(kind.group) or lexicon.insertions.get("default", ("near {np}",))
+                pattern = draw.choice([p for p in patterns if len(p.split()) == 2 or not few_words] or patterns)
+            elif _goes_with(kind, holder):
+                pattern = "and {np}"
+            else:
+                continue
+            edit = Replacement(at, at, " " + pattern.format(np=np))
+            yield make(context, "insertion", [edit], edit.text, adds=frozenset({name}), weight=weights[name])
+
+
+def _goes_with(kind: ObjectKind, holder: ObjectKind) -> bool:
+    """Whether "a <holder> and a <kind>" can share what the caption says next."""
+    alive = ("person", "animal")
+    if holder.group in alive or kind.group in alive:
+        return holder.group == kind.group
+    return True
+
+
+def _places(context: ImageContext) -> Iterator[tuple[int, ObjectKind | None]]:
+    """(character offset, object that "and" would join) of each place where an object can be added."""
+    words, text = context.words, context.text
+    if not words:
+        return
+    for mention in context.mentions:
+        phrase = noun_phrase(context, mention)
+        if phrase is None or phrase.determiner not in ("a", "an") or mention.word not in mention.kind.words:
+            continue
+        if mention.plural or phrase.before not in _JOINABLE:
+            continue
+        after, ends = words[mention.stop :], ends_at(context, mention.stop)
+        listed = phrase.before in ("with", "has", "have", "holding", "including")
+        continues = listed if ends else after[0].text in _CONTINUES
+        if continues and not any(is_finite_singular(word.text) for word in after):
+            yield words[mention.stop - 1].end, mention.kind
+    last = context.mentions[-1] if context.mentions else None
+    named = last is not None and last.stop == len(words)
+    if text[words[-1].end :].strip() in ("", ".") and (named or words[-1].text in context.lexicon.end_nouns):
+        yield words[-1].end, None
+
+
+def _draw_some(weights: dict[str, float], count: int, draw: random.Random) -> list[str]:
+    """Up to `count` different names, the heavier the likelier."""
+    return sorted(weights, key=lambda name: -(draw.random() ** (1 / weights[name])))[:count]

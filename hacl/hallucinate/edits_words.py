@@ -1,0 +1,126 @@
+"""Edits of attributes and of phrases (relations, actions): which words of a caption may become which others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from hacl.hallucinate.context import Candidate, ImageContext
+from hacl.hallucinate.english import DETERMINERS, Replacement, apart, apply, noun_run
+from hacl.hallucinate.lexicon import AttributeSet, PhraseRule
+
+_LIGHT_WORDS = frozenset("a an the of to in at on from away far up down out his her their with for by".split())
+
+
+def make(context: ImageContext, kind: str, replacements: list[Replacement], phrase: str, **fields) -> Candidate:
+    """A candidate of the edited caption."""
+    text, span = apply(context.text, replacements)
+    slot = (min(r.start for r in replacements), max(r.end for r in replacements))
+    return Candidate(kind, text, span, slot, phrase, **fields)
+
+
+def head_noun(context: ImageContext, at: int) -> str:
+    """Head of the noun phrase that starts at word `at`, known compounds whole; "" where there is none."""
+    words = context.words
+    while at < len(words) and (words[at].text in DETERMINERS or words[at].text in context.lexicon.numbers):
+        at += 1
+    first, stop = noun_run(context.text, words, at)
+    if first == stop:
+        return ""
+    for mention in context.mentions:
+        if mention.stop == stop and mention.first >= first:
+            return " ".join(word.text for word in words[mention.first : mention.stop])
+    return words[stop - 1].text
+
+
+# Attributes
+
+
+def attribute_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
+    """Another value of an attribute, for the nouns it suits."""
+    words = context.words
+    for at, word in enumerate(words):
+        if not _is_plain_adjective(context, at):
+            continue
+        head = head_noun(context, at + 1)
+        for values in context.lexicon.attributes:
+            if head and word.text in values.words and _applies(context, values, head):
+                yield from _attribute(context, values, at)
+                break
+
+
+def _is_plain_adjective(context: ImageContext, at: int) -> bool:
+    """Whether the word at `at` modifies what follows, alone: no list, no "black and white", no "of"."""
+    words, text = context.words, context.text
+    if at + 1 == len(words) or apart(text, words[at], words[at + 1]) or words[at + 1].text in ("and", "or", "of"):
+        return False
+    return at == 0 or words[at - 1].text not in ("and", "or", "very") and not apart(text, words[at - 1], words[at])
+
+
+def _applies(context: ImageContext, values: AttributeSet, head: str) -> bool:
+    if values.nouns is not None:
+        return context.lexicon.is_a(head, values.nouns)
+    return not context.lexicon.is_a(head, values.not_nouns)
+
+
+def _attribute(context: ImageContext, values: AttributeSet, at: int) -> Iterator[Candidate]:
+    word = context.words[at]
+    for new in values.words if values.opposites is None else values.opposites[word.text]:
+        close = any(word.text in group and new in group for group in values.alike)
+        if new == word.text or close:
+            continue
+        claims = {new} | {other for group in values.alike if new in group for other in group}
+        replacement = Replacement(word.start, word.end, new)
+        yield make(context, "attribute", [replacement], new, claims=frozenset(claims))
+
+
+# Phrases
+
+
+def phrase_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
+    """What the lexicon's phrase rules make of the caption; a word belongs to the longest phrase that matches there."""
+    taken: set[int] = set()
+    for rule in context.lexicon.phrases:
+        length = len(rule.phrase.split())
+        for at in range(len(context.words) - length + 1):
+            place = set(range(at, at + length))
+            if place & taken or not _matches(context, rule, at, length):
+                continue
+            if length > 1:
+                taken |= place
+            if _fits(context, rule, at, at + length):
+                yield from _phrase(context, rule, at, at + length)
+
+
+def _matches(context: ImageContext, rule: PhraseRule, at: int, length: int) -> bool:
+    words = context.words[at : at + length]
+    if [word.text for word in words] != rule.phrase.split():
+        return False
+    return not any(apart(context.text, a, b) for a, b in zip(words, words[1:], strict=False))
+
+
+def _fits(context: ImageContext, rule: PhraseRule, at: int, stop: int) -> bool:
+    words = context.words
+    ends = stop == len(words) or apart(context.text, words[stop - 1], words[stop])
+    if rule.followers is not None and ("" if ends else words[stop].text) not in rule.followers:
+        return False
+    if rule.landmarks is not None:
+        head = "" if ends else head_noun(context, stop)
+        if not head or not context.lexicon.is_a(head, rule.landmarks):
+            return False
+    if rule.subjects is not None:
+        before = [mention for mention in context.mentions if mention.stop <= at]
+        if not before or before[-1].kind.group not in rule.subjects:
+            return False
+        if rule.after and before[-1].stop != at and words[at - 1].text not in rule.after:
+            return False
+    return True
+
+
+def _phrase(context: ImageContext, rule: PhraseRule, at: int, stop: int) -> Iterator[Candidate]:
+    start, end = context.words[at].start, context.words[stop - 1].end
+    for new in rule.replacements:
+        kept = set(rule.phrase.split())
+        claims = {word for word in new.split() if word not in _LIGHT_WORDS and word not in kept}
+        claims |= rule.claims.get(new, frozenset())
+        yield make(context, rule.type, [Replacement(start, end, new)], new, claims=frozenset(claims))

@@ -1,0 +1,105 @@
+"""Hallucinated captions from word lists: one edit per caption, checked against everything known about the image."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from hacl.data.records import HALLUCINATION_TYPES, HallucinatedCaption, Record
+from hacl.hallucinate.context import Candidate, ImageContext
+from hacl.hallucinate.cooccurrence import Cooccurrence
+from hacl.hallucinate.edits_nouns import insertion_edits, object_edits
+from hacl.hallucinate.edits_numbers import number_edits
+from hacl.hallucinate.edits_words import attribute_edits, phrase_edits
+from hacl.hallucinate.filters import DEFAULT_FILTERS, Filter, first_reason
+from hacl.hallucinate.lexicon import Lexicon
+from hacl.hallucinate.vocabulary import default_lexicon
+
+_EDITS = (object_edits, insertion_edits, number_edits, attribute_edits, phrase_edits)
+# Types with fewer places in captions are drawn more readily, so that no type swamps the others.
+_TYPE_WEIGHTS = {"number": 3.0, "attribute": 3.0, "action": 2.5, "relation": 2.0, "object": 1.2, "insertion": 0.8}
+
+
+class LexicalHallucinator:
+    """Offline generator of hallucinated captions.
+
+    lexicon: words and rules (default: photographs); seed: of every draw; types: which types may be made (default: all
+    that the lexicon has rules for); cooccurrence: statistics that make absent objects plausible; filters: name ->
+    filter. `rejections` counts refused candidates by reason over the generator's life.
+    """
+
+    source = "lexical"
+
+    def __init__(
+        self,
+        *,
+        lexicon: Lexicon | None = None,
+        seed: int = 0,
+        types: Sequence[str] | None = None,
+        cooccurrence: Cooccurrence | None = None,
+        filters: Mapping[str, Filter] = DEFAULT_FILTERS,
+    ):
+        unknown = set(types or ()) - set(HALLUCINATION_TYPES)
+        if unknown:
+            raise ValueError(f"unknown hallucination types {sorted(unknown)}; use some of {HALLUCINATION_TYPES}")
+        self.lexicon = default_lexicon() if lexicon is None else lexicon
+        self.seed = seed
+        self.types = frozenset(types or HALLUCINATION_TYPES)
+        self.cooccurrence = cooccurrence
+        self.filters = filters
+        self.rejections: Counter[str] = Counter()
+
+    def propose(self, record: Record, caption_index: int, k: int) -> list[HallucinatedCaption]:
+        """Up to k different hallucinated captions of one caption, a function of (seed, record id, caption index).
+
+        Types that have places in the caption take turns. Fewer than k where the caption does not offer more.
+        """
+        if not 0 <= caption_index < len(record.captions):
+            raise ValueError(f"record {record.id!r} has {len(record.captions)} caption(s), none at {caption_index}")
+        draw = random.Random(f"{self.seed}/{record.id}/{caption_index}")
+        context = ImageContext(record, caption_index, self.lexicon, self.cooccurrence)
+        by_type: dict[str, list[Candidate]] = {}
+        for candidate in self._accepted(context, draw):
+            by_type.setdefault(candidate.type, []).append(candidate)
+        return [
+            HallucinatedCaption(chosen.text, chosen.type, chosen.span, self.source, caption_index)
+            for chosen in _choose(by_type, k, draw)
+        ]
+
+    def _accepted(self, context: ImageContext, draw: random.Random) -> list[Candidate]:
+        found: dict[str, Candidate] = {}
+        for edit in _EDITS:
+            for candidate in edit(context, draw):
+                if candidate.type not in self.types or candidate.text in found:
+                    continue
+                reason = first_reason(candidate, context, self.filters)
+                if reason is None:
+                    found[candidate.text] = candidate
+                else:
+                    self.rejections[reason] += 1
+        return list(found.values())
+
+
+def _choose(by_type: dict[str, list[Candidate]], k: int, draw: random.Random) -> list[Candidate]:
+    """k candidates: types in a drawn order, round after round, other places of the caption first."""
+    chosen: list[Candidate] = []
+    while len(chosen) < k and by_type:
+        for kind in _shuffled(list(by_type), [_TYPE_WEIGHTS.get(kind, 1.0) for kind in by_type], draw):
+            if len(chosen) == k:
+                break
+            used = {other.slot for other in chosen}
+            pool = by_type[kind]
+            fresh = [candidate for candidate in pool if candidate.slot not in used] or pool
+            pick = _shuffled(fresh, [candidate.weight for candidate in fresh], draw)[0]
+            chosen.append(pick)
+            pool.remove(pick)
+            if not pool:
+                del by_type[kind]
+    return chosen
+
+
+def _shuffled(items: list, weights: list[float], draw: random.Random) -> list:
+    """Items in a random order in which heavier ones tend to come first (weighted draw without replacement)."""
+    keys = [draw.random() ** (1 / max(weight, 1e-6)) for weight in weights]
+    return [item for _, _, item in sorted(zip(keys, range(len(items)), items, strict=True), reverse=True)]

@@ -1,0 +1,172 @@
+"""The words a lexical generator knows: kinds of objects, attributes, numbers, and rules for phrases.
+
+A `Lexicon` is plain data, so another world (drawn scenes, another domain) passes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hacl.hallucinate.english import Word, is_plural, plural, singular
+
+
+@dataclass(frozen=True)
+class ObjectKind:
+    """One kind of object.
+
+    name: as in a record's `objects`; group: what rules select by ("animal"); words: singular words that may be
+    written; also: words that name or imply it and are only recognised; swaps: names it is plausibly taken for;
+    countable: false for kinds without a usable singular (scissors, broccoli), which are never written.
+    """
+
+    name: str
+    group: str = ""
+    words: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    swaps: tuple[str, ...] = ()
+    countable: bool = True
+
+
+@dataclass(frozen=True)
+class AttributeSet:
+    """Values of one attribute, for some nouns.
+
+    words: written and recognised values; alike: sets of values that are not told apart reliably; nouns: head nouns or
+    object groups it applies to, None for all not in `not_nouns`; opposites: value -> values, where a free choice makes
+    no sense.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    alike: tuple[frozenset[str], ...] = ()
+    nouns: frozenset[str] | None = None
+    not_nouns: frozenset[str] = frozenset()
+    opposites: Mapping[str, tuple[str, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class PhraseRule:
+    """`phrase` may become one of `replacements` (type: relation, action, attribute or event).
+
+    landmarks: head nouns or object groups that must follow (None: any); followers: words of which one must come next
+    ("" is the end of the clause); subjects: object groups, of which the last thing named before must be one; claims:
+    replacement -> further words that make it true where a caption of the image has them; after: words of which
+    one must stand right before, unless the subject itself does (empty: any).
+    """
+
+    type: str
+    phrase: str
+    replacements: tuple[str, ...]
+    landmarks: frozenset[str] | None = None
+    followers: frozenset[str] | None = None
+    subjects: frozenset[str] | None = None
+    claims: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    after: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Mention:
+    """Words [first, stop) of a caption that name `kind`, as `word` (singular)."""
+
+    kind: ObjectKind
+    first: int
+    stop: int
+    word: str
+    plural: bool
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Everything a lexical generator writes and recognises.
+
+    word_swaps: word -> words, for kinds that annotations do not tell apart (man, woman); hypernyms: word -> names that
+    it may stand for ("vehicle"); settings: word -> names to expect there ("bathroom"), which count as present only in
+    images without annotation; scenes: sets of names that occur together; numbers: word -> value; vague_numbers:
+    phrase -> least plausible value; selects: word right before a noun phrase -> names that may follow it; agents: word
+    soon after a noun -> names that may do or be that; adjectives: words allowed between determiner and noun;
+    followers: words allowed after a noun that may be exchanged; alike: sets of words of which one makes the others
+    true; insertions: group (or "default") -> phrases with {np} for the end of a
+    caption; end_nouns: nouns a caption may end in for that.
+    """
+
+    objects: Mapping[str, ObjectKind]
+    attributes: Sequence[AttributeSet] = ()
+    phrases: Sequence[PhraseRule] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    vague_numbers: Mapping[str, int] = field(default_factory=dict)
+    word_swaps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    hypernyms: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    settings: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    scenes: Sequence[frozenset[str]] = ()
+    selects: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    agents: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    adjectives: frozenset[str] = frozenset()
+    followers: frozenset[str] = frozenset()
+    alike: Sequence[frozenset[str]] = ()
+    insertions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    end_nouns: frozenset[str] = frozenset()
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, ...], list[tuple[ObjectKind, str, bool]]]:
+        """Words of a mention -> [(kind, singular, plural?)], kinds that write the word first."""
+        table: dict[tuple[str, ...], list[tuple[ObjectKind, str, bool]]] = {}
+        for writes in (True, False):
+            for kind in self.objects.values():
+                for word in kind.words if writes else kind.also:
+                    table.setdefault(tuple(word.split()), []).append((kind, word, is_plural(word)))
+                    if plural(word) != word:
+                        table.setdefault(tuple(plural(word).split()), []).append((kind, word, True))
+        return table
+
+    @cached_property
+    def _longest(self) -> int:
+        return max((len(key) for key in self._names), default=0)
+
+    def mentions(self, words: Sequence[Word]) -> list[Mention]:
+        """Objects named in a caption, left to right, at every word the longest name."""
+        found, at = [], 0
+        while at < len(words):
+            for length in range(min(self._longest, len(words) - at), 0, -1):
+                if entries := self._names.get(_key(words[at : at + length])):
+                    kind, word, many = entries[0]
+                    found.append(Mention(kind, at, at + length, word, many))
+                    at += length
+                    break
+            else:
+                at += 1
+        return found
+
+    def named(self, words: Sequence[Word]) -> set[str]:
+        """Every object name that some words of a text may stand for: more than it surely says."""
+        found: set[str] = set()
+        for at in range(len(words)):
+            for length in range(1, min(self._longest, len(words) - at) + 1):
+                found.update(kind.name for kind, _, _ in self._names.get(_key(words[at : at + length]), ()))
+            found.update(self.hypernyms.get(singular(words[at].text), ()))
+        return found
+
+    def expected(self, words: Sequence[Word]) -> set[str]:
+        """Names to expect in the places a text speaks of."""
+        return {name for word in words for name in self.settings.get(singular(word.text), ())}
+
+    def same(self, word: str) -> frozenset[str]:
+        """The word, its number forms, and the words that make it true."""
+        forms = {word, plural(word), singular(word)}
+        for group in self.alike:
+            if group & forms:
+                forms |= group
+        return frozenset(forms)
+
+    def is_a(self, noun: str, allowed: frozenset[str]) -> bool:
+        """Whether a noun (any number) is in `allowed`, itself or by the group of its kind."""
+        single = singular(noun)
+        if noun in allowed or single in allowed:
+            return True
+        found = self._names.get(tuple(noun.split()), ())
+        return any(kind.group in allowed or kind.name in allowed for kind, _, _ in found)
+
+
+def _key(words: Sequence[Word]) -> tuple[str, ...]:
+    return tuple(word.text.removesuffix("'s") for word in words)
