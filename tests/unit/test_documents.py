@@ -90,7 +90,7 @@ def test_every_link_in_a_document_leads_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_file_a_document_names_exists(path):
     text = path.read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:hacl|scripts|data_prep|configs|tests|docs)/[\w./-]*\w\.\w+)`", text))
+    named = set(re.findall(r"`((?:hacl/[\w./-]*\.py|(?:scripts|data_prep|configs|tests|docs)/[\w./-]*\w\.\w+))`", text))
     missing = sorted(file for file in named if not (ROOT / file).exists())
     assert not missing, f"{name_of(path)} names {missing}"
 
