@@ -99,3 +99,15 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     report = json.loads((out / "hacl/verified.json").read_text())
     assert report["same_tokens"] and not report["unexpected_keys"]
     assert (two / "samples.jsonl").is_file()
+
+
+def test_one_process_needs_no_launcher_for_zero_3_with_cached_features(settings, tmp_path):
+    plain, sharded = tmp_path / "plain", tmp_path / "sharded"
+    how = ["model.preset=stage1", "model.learning_rate.llm=0", *batch(4)]
+    assert train.main([str(settings), f"train.output_dir={plain}", *how]) == 0
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    command = [sys.executable, str(ROOT / "train.py"), str(settings), f"train.output_dir={sharded}", *how]
+    command += ["train.deepspeed=3", "train.cache_vision_features=true"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert lines(sharded) == pytest.approx(lines(plain), rel=1e-4)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import train
 from tests.tiny import build_tiny_model, write_tiny_records
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,36 @@ def test_the_predicted_parameters_and_arithmetic_match_the_model(tiny_llava, rec
     decoder = sum(p.numel() for b in model.adapter.blocks for p in b.parameters() if p.dim() > 1)
     tokens = prediction.batch["rows"] * prediction.batch["tokens_per_row"]
     assert prediction.tflops > 2 * 2 * decoder * tokens / 1e12
+
+
+def test_a_dry_run_predicts_a_seven_billion_model_without_its_weights(records, tiny_llava, tmp_path, capsys):
+    from transformers import AutoProcessor, CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    folder = tmp_path / "seven"
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    LlavaConfig(vision_config=vision, text_config=text, image_token_index=4).save_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(tiny_llava)
+    processor.patch_size = 14
+    processor.image_processor = CLIPImageProcessor(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
+    processor.save_pretrained(folder)
+    recipe = str(ROOT / "configs/llava15_7b/stage1.yaml")
+    assert train.main([recipe, "--dry-run", f"model.path={folder}", f"data.path={records}"]) == 0
+    shown = capsys.readouterr().out
+    assert "projector     20,979,712     20,979,712" in shown, "linear 1024-4096 and 4096-4096 with biases"
+    assert "8,390,656" in shown, "two heads of 4096 x 1024 with biases"
+    assert "ZeRO-3         13.56     6.78" in shown and "weights were not loaded" in shown
 
 
 def test_help_names_every_setting_without_loading_torch(capsys):

@@ -1,0 +1,90 @@
+"""Promises of the feature and text-state caches."""
+
+import pytest
+import torch
+
+from hacl.config import ConfigError, load_config
+from hacl.training import caches
+from hacl.training.caches import RowStore
+from hacl.training.objective import text_states
+from hacl.training.run import build_model, read_inputs
+from tests.tiny import write_tiny_records
+
+
+def rows_of(keys):
+    return torch.tensor([[float(key), 2.0 * float(key)] for key in keys])
+
+
+def test_rows_are_computed_once_and_read_back_in_the_order_asked(tmp_path):
+    asked = []
+
+    def compute(keys):
+        asked.extend(keys)
+        return rows_of(keys)
+
+    RowStore(tmp_path, {"kind": "test"}).extend(["3", "1", "2", "1"], compute, batch=2)
+    store = RowStore(tmp_path, {"kind": "test"})
+    store.extend(["1", "2", "3", "4"], compute, batch=2)
+    assert sorted(asked) == ["1", "2", "3", "4"]
+    assert torch.equal(RowStore(tmp_path, {"kind": "test"}).rows(["4", "1", "4"]), rows_of(["4", "1", "4"]))
+
+
+def test_a_cache_of_something_else_is_refused(tmp_path):
+    RowStore(tmp_path, {"weights": "a"}).extend(["1"], rows_of, batch=1)
+    with pytest.raises(ValueError, match="made from something else"):
+        RowStore(tmp_path, {"weights": "b"})
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path):
+    def build(*overrides):
+        records = write_tiny_records(tmp_path / "records", 6)
+        settings = [f"model.path={tiny_model}", f"data.path={records}", f"train.cache_dir={tmp_path / 'cache'}"]
+        config = load_config(None, [*settings, "train.cache_vision_features=true", *overrides])
+        inputs = read_inputs(config)
+        return config, inputs, build_model(config, inputs)
+
+    return build
+
+
+def test_cached_features_and_states_are_those_of_the_model(run):
+    config, inputs, model = run()
+    stores = caches.prepare(config, inputs, model)
+    dataset = caches_dataset(config, inputs)
+    paths = [dataset[i].image_paths[0] for i in (4, 0, 4)]
+    pixels = torch.stack([dataset[i].pixels[0] for i in (4, 0, 4)])
+    with torch.no_grad():
+        live = model.adapter.vision_features(pixels)
+    torch.testing.assert_close(stores.features.lookup(paths), live, rtol=1e-5, atol=1e-5)
+    assert stores.features.blank().shape == (1, *live.shape[1:])
+    roots = [dataset[i].hallucinated_roots[0] for i in (5, 2)]
+    expected = text_states(model, roots, encoder=inputs.encoder)
+    torch.testing.assert_close(stores.texts.lookup(roots), expected, rtol=1e-5, atol=1e-5)
+
+
+def caches_dataset(config, inputs):
+    from hacl.training.run import build_dataset
+
+    return build_dataset(config, inputs, inputs.records, pixels=True)
+
+
+def test_features_of_a_tower_that_trains_are_refused(run):
+    config, inputs, model = run("model.preset=stage1-vision")
+    with pytest.raises(ConfigError, match="learning_rate.vision"):
+        caches.prepare(config, inputs, model)
+
+
+def test_text_states_are_not_cached_when_lora_trains_the_decoder(run):
+    config, inputs, model = run("model.lora.rank=2", "model.learning_rate.llm=1e-4")
+    assert caches.prepare(config, inputs, model).texts is None
+
+
+def test_a_changed_image_is_computed_again(run, tmp_path):
+    config, inputs, model = run()
+    before = caches.prepare(config, inputs, model).features.lookup(["images/0.png"])
+    (tmp_path / "records/images/0.png").write_bytes((tmp_path / "records/images/3.png").read_bytes() + b"\0")
+    stores = caches.prepare(config, inputs, model)
+    assert not torch.equal(stores.features.lookup(["images/0.png"]), before)
+    torch.testing.assert_close(
+        stores.features.lookup(["images/0.png"]), stores.features.lookup(["images/3.png"]), rtol=1e-5, atol=1e-5
+    )
