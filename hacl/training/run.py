@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from hacl.losses.gather import Gather
 from hacl.training import build, caches, callbacks, manifest, runtime
 from hacl.training.objective import HaclModel
 from hacl.training.trainer import HaclTrainer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

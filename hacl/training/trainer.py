@@ -135,7 +135,7 @@ class HaclTrainer(Trainer):
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
-                fused=self.args.device.type == "cuda",
+                fused=self.args.device.type == "cuda" and not self.is_deepspeed_enabled,
             )
         return self.optimizer
 

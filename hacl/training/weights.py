@@ -41,14 +41,19 @@ def stock_name(name: str) -> str:
 def trained_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name in the stock model, tensor) of what trains in the backbone, LoRA matrices aside.
 
-    Parameters, and the buffers of the same modules (running statistics of batch norms move with them).
+    Parameters, and the buffers of the same modules (running statistics of batch norms move with them). A tied weight
+    comes once.
     """
+    seen: set[int] = set()
     for prefix, module in backbone.named_modules():
         own = [(n, p) for n, p in module.named_parameters(recurse=False) if p.requires_grad and LORA_MARK not in n]
         if not own or LORA_MARK in prefix:
             continue
         own += [(n, b) for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set]
         for name, tensor in own:
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
             yield stock_name(f"{prefix}.{name}" if prefix else name), tensor
 
 

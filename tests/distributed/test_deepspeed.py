@@ -1,6 +1,7 @@
 """ZeRO-2 and ZeRO-3 on two CPU ranks: the losses of one process, resume, export. Each launch takes some 20 s."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import train
 from tests.tiny import write_tiny_records
@@ -86,6 +88,7 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
 
     one, two = tmp_path / "one", tmp_path / "two"
     lora = ("model.lora.rank=4", "model.lora.dropout=0.0", "model.learning_rate.llm=1e-3", "train.bf16=true")
+    lora += ("objective.learn_temperature=true",)
     assert train.main([str(settings), f"train.output_dir={one}", *batch(4), *lora]) == 0
     how = (settings, f"train.output_dir={two}", *batch(2), *lora, "train.deepspeed=3", "log.sample_steps=4")
     launch(2, *how)
@@ -95,6 +98,8 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     shutil.rmtree(two / "checkpoint-4")
     launch(2, *how)
     assert lines(two) == pytest.approx(before, rel=1e-6)
+    learnt = [load_file(run / "checkpoint-4/heads.safetensors")["temperature.log_inverse"] for run in (one, two)]
+    assert float(learnt[1]) == pytest.approx(float(learnt[0]), abs=1e-3) != pytest.approx(math.log(1 / 0.07), abs=1e-4)
     out = export_checkpoint(two / "checkpoint-4", tmp_path / "model")
     report = json.loads((out / "hacl/verified.json").read_text())
     assert report["same_tokens"] and not report["unexpected_keys"]

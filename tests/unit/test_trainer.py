@@ -1,5 +1,6 @@
 """Promises of batch planning, parameter groups, loss normalisation and metrics."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from hacl.training.metrics import ReportMeter, ratios
 from hacl.training.runtime import deepspeed_config
 from hacl.training.sampler import GlobalBatchSampler, plan_epoch, plan_evaluation
 from hacl.training.trainer import HaclTrainer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_an_epoch_visits_every_sample_once_and_drops_only_the_incomplete_batch():
@@ -140,6 +143,21 @@ def test_a_stage_number_becomes_a_deepspeed_configuration_without_optimizer(stag
     config.train.deepspeed = stage
     plan = deepspeed_config(config.train)
     assert plan["zero_optimization"]["stage"] == stage and "optimizer" not in plan
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/deepspeed").glob("*.json")), ids=lambda p: p.stem)
+def test_the_deepspeed_examples_are_accepted(path):
+    config = Config()
+    config.train.deepspeed = str(path)
+    assert deepspeed_config(config.train)["zero_optimization"]["stage"] in (2, 3)
+
+
+def test_a_deepspeed_file_that_names_an_optimizer_is_refused(tmp_path):
+    config = Config()
+    config.train.deepspeed = str(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text('{"optimizer": {"type": "AdamW"}}')
+    with pytest.raises(ValueError, match="remove 'optimizer'"):
+        deepspeed_config(config.train)
 
 
 def test_a_fingerprint_sees_a_changed_weight_and_only_in_the_parts_asked_for(tmp_path):
