@@ -24,6 +24,18 @@ _UPRIGHT = {
 }
 
 
+def check_relative(path: str) -> None:
+    """Refuse (ValueError) a path that cannot be one below an image root, whatever is on the disk."""
+    if _FOREIGN.match(path):
+        raise ValueError(f"image path {path!r} is a URL or names a drive; download the file and write a relative path")
+    if path.startswith(("/", "\\", "~")):
+        raise ValueError(f"image path {path!r} is absolute; write it relative to the image root")
+    if "\\" in path or "\0" in path:
+        raise ValueError(f"image path {path!r} has a backslash or NUL in it; write it with forward slashes")
+    if not path or ".." in path.split("/"):
+        raise ValueError(f"image path {path!r} is empty or climbs out of its folder; write it below the image root")
+
+
 def resolve_image(root: Path | str, relative: str) -> Path:
     """The file `relative` names below `root`.
 
@@ -32,16 +44,8 @@ def resolve_image(root: Path | str, relative: str) -> Path:
             that is not a file.
         FileNotFoundError: the root or the file does not exist.
     """
-    root = Path(root)
-    path = str(relative)
-    if _FOREIGN.match(path):
-        raise ValueError(f"image path {path!r} is a URL or names a drive; download the file and write a relative path")
-    if path.startswith(("/", "\\", "~")):
-        raise ValueError(f"image path {path!r} is absolute; write it relative to the image root {root}")
-    if "\\" in path or "\0" in path:
-        raise ValueError(f"image path {path!r} has a backslash or NUL in it; write it with forward slashes")
-    if not path or ".." in path.split("/"):
-        raise ValueError(f"image path {path!r} is empty or climbs out of its folder; write it below the image root")
+    root, path = Path(root), str(relative)
+    check_relative(path)
     if not root.is_dir():
         raise FileNotFoundError(f"image root {root} is not a folder; set data.image_root (or --images) to one")
     inside = root.resolve()

@@ -100,12 +100,9 @@ def _singles(context: ImageContext) -> Iterator[Candidate]:
     words = context.words
     for mention in context.mentions:
         phrase = noun_phrase(context, mention)
-        if (
-            phrase is None
-            or phrase.determiner not in ("a", "an", "one")
-            or mention.plural
-            or not mention.kind.countable
-        ):
+        if phrase is None or phrase.determiner not in ("a", "an", "one") or not is_head(context, mention):
+            continue
+        if mention.plural or not mention.kind.countable:
             continue
         if context.count(mention.kind.name) not in (None, 1) or plural(mention.word) in context.said:
             continue

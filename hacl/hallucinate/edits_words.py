@@ -101,6 +101,8 @@ def _matches(context: ImageContext, rule: PhraseRule, at: int, length: int) -> b
 
 def _fits(context: ImageContext, rule: PhraseRule, at: int, stop: int) -> bool:
     words = context.words
+    if rule.type == "action" and at > 0 and words[at - 1].text in DETERMINERS - {"that"}:
+        return False  # a noun: "people in the stands"
     ends = stop == len(words) or apart(context.text, words[stop - 1], words[stop])
     if rule.followers is not None and ("" if ends else words[stop].text) not in rule.followers:
         return False

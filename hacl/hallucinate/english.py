@@ -57,6 +57,11 @@ def words_of(text: str) -> list[Word]:
     return [Word(m.group().lower().replace("’", "'"), m.start(), m.end()) for m in _WORD.finditer(text)]
 
 
+def same_text_key(text: str) -> tuple[str, ...]:
+    """Equal for texts that differ in case, spaces and punctuation alone."""
+    return tuple(word.text for word in words_of(text))
+
+
 def plural(noun: str) -> str:
     """Plural of a noun or of the last word of a compound: "stop sign" -> "stop signs"."""
     if noun in _PLURALS:
@@ -148,7 +153,7 @@ def apply(text: str, replacements: Sequence[Replacement]) -> tuple[str, tuple[in
         new = item.text
         if new and _starts_sentence(text, item.start) and text[item.start : item.start + 1].isupper():
             new = new[0].upper() + new[1:]
-        if _is_upper(text[item.start : item.end] or text):
+        if text.isupper() or _is_upper(text[item.start : item.end]):
             new = new.upper()
         length += len(kept)
         shift = len(new) - len(new.lstrip(" ,"))

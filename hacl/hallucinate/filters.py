@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hacl.hallucinate.context import Candidate, ImageContext
-from hacl.hallucinate.english import DETERMINERS, words_of
+from hacl.hallucinate.english import DETERMINERS, same_text_key, words_of
 
 Filter = Callable[[Candidate, ImageContext], str | None]
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.7, 1.3
@@ -16,9 +16,8 @@ MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.7, 1.3
 
 def same_as_a_caption(candidate: Candidate, context: ImageContext) -> str | None:
     """The text is one of the image's captions, up to case and punctuation."""
-    key = [word.text for word in words_of(candidate.text)]
-    same = any(key == [word.text for word in words] for words in context.text_words)
-    return "same as a caption" if same else None
+    key = same_text_key(candidate.text)
+    return "same as a caption" if any(key == same_text_key(text) for text in context.texts) else None
 
 
 def object_present(candidate: Candidate, context: ImageContext) -> str | None:

@@ -82,7 +82,11 @@ class LexicalHallucinator:
 
 
 def _choose(by_type: dict[str, list[Candidate]], k: int, draw: random.Random) -> list[Candidate]:
-    """k candidates: types in a drawn order, round after round, other places of the caption first."""
+    """k candidates: types in a drawn order, round after round, other places of the caption first.
+
+    At most half of them are insertions, which fit nearly everywhere and would crowd out the rest.
+    """
+    most = {"insertion": (k + 1) // 2}
     chosen: list[Candidate] = []
     while len(chosen) < k and by_type:
         for kind in _shuffled(list(by_type), [_TYPE_WEIGHTS.get(kind, 1.0) for kind in by_type], draw):
@@ -94,7 +98,7 @@ def _choose(by_type: dict[str, list[Candidate]], k: int, draw: random.Random) ->
             pick = _shuffled(fresh, [candidate.weight for candidate in fresh], draw)[0]
             chosen.append(pick)
             pool.remove(pick)
-            if not pool:
+            if not pool or sum(other.type == kind for other in chosen) == most.get(kind):
                 del by_type[kind]
     return chosen
 

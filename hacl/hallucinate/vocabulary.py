@@ -205,7 +205,7 @@ def _selects() -> dict[str, frozenset[str]]:
     driven = _set("car bus truck motorcycle train boat")
     seats = _set("bench couch bed chair")
     boards = _set("skateboard surfboard snowboard bicycle motorcycle horse elephant")
-    held = _set("cup bottle bowl vase wine_glass")
+    held = _set("cup bottle bowl wine_glass")
     inside = _set("car truck bus train boat airplane bowl cup vase suitcase backpack sink oven microwave refrigerator")
     rooms = _set("bowl cup vase sink oven microwave refrigerator")
     none: frozenset[str] = frozenset()
