@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO")
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 _FOREIGN = re.compile(r"(?:[a-z][a-z0-9+.-]*://|(?:data|file|[a-z]):)", re.IGNORECASE)
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 _ORIENTATION = 0x0112
@@ -78,7 +78,7 @@ def load_image(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_rat
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ValueError(f"{path}: {error}; the limit is {max_pixels} pixels, make it smaller") from error
         except UnidentifiedImageError as error:
-            raise ValueError(f"{path}: {_first_bytes(file)}; expected one of {', '.join(_FORMATS[:-1])}") from error
+            raise ValueError(f"{path}: {_first_bytes(file)}; expected one of {', '.join(_FORMATS)}") from error
         except _UNREADABLE as error:
             raise ValueError(f"{path}: damaged image header ({error}); replace the file") from error
         _check_size(path, image.size, max_pixels, max_aspect_ratio)

@@ -117,7 +117,8 @@ def record_to_json(record: Record) -> dict[str, Any]:
     row: dict[str, Any] = {"id": record.id}
     if record.images:
         row["image"] = record.images[0] if len(record.images) == 1 else list(record.images)
-    row["image_id"] = record.image_id
+    if record.image_id:
+        row["image_id"] = record.image_id
     if record.captions:
         row["captions"] = list(record.captions)
     if record.hallucinated:
