@@ -6,12 +6,10 @@ YAML keys and values of another type are errors that name the file, the key and 
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -214,9 +212,3 @@ def to_dict(config: Config) -> dict:
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved configuration; `load_config` on the file gives an equal Config."""
     Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-
-
-def config_hash(section: Any) -> str:
-    """Twelve hex digits that change with any value of a config dataclass."""
-    text = json.dumps(dataclasses.asdict(section), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

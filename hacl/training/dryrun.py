@@ -85,9 +85,7 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
         )
         backbone = build.select_trainable(backbone, config.model, masters=False)
         adapter = find_adapter(backbone)
-        heads = build.build_heads(
-            adapter, config.objective, seed=0, trainable=config.model.learning_rate.heads > 0
-        )
+        heads = build.build_heads(adapter, config.objective, seed=0, trainable=config.model.learning_rate.heads > 0)
     modules = {name: list(parts) for name, parts in adapter.groups().items()}
     if heads is not None:
         modules["heads"] = [heads]

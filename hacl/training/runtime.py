@@ -6,6 +6,7 @@ asks them whether to shard.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -140,6 +141,8 @@ def training_arguments(config: Config, *, has_eval: bool):
     cuda = torch.cuda.is_available()
     if config.model.dtype == "bfloat16" and not train.bf16:
         raise ConfigError("model.dtype=bfloat16 needs train.bf16=true (trained weights are kept in fp32)")
+    if log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("log.wandb=true needs the package wandb: pip install wandb")
     every = "steps" if has_eval and train.eval_steps else "no"
     best = train.best_metric
     if best is not None and (not train.eval_steps or train.save_steps % train.eval_steps):

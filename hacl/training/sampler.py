@@ -35,8 +35,8 @@ def plan_epoch(
     if count <= global_batch:
         return [order]
     if grouping == "none":
-        batches = _chunk(order, global_batch)
-    elif grouping == "length":
+        return _chunk(order[: count // global_batch * global_batch], global_batch)
+    if grouping == "length":
         batches = _by_length(order, global_batch, lengths)
     else:
         batches, rest = [], []

@@ -73,6 +73,15 @@ def test_every_preset_trains_and_leaves_a_complete_checkpoint(command, preset):
     assert ("adapter" in names) == (preset == "stage2-lora")
 
 
+def test_accumulating_micro_batches_gives_the_generation_loss_of_one_batch(command):
+    how = ["model.preset=stage2", "train.max_steps=2", "train.epochs=2"]
+    assert command(*how, "train.per_device_batch_size=8") == 0
+    whole = losses(command.run)
+    shutil.rmtree(command.run)
+    assert command(*how, "train.per_device_batch_size=2", "train.gradient_accumulation_steps=4") == 0
+    assert losses(command.run) == pytest.approx(whole, rel=1e-5)
+
+
 def test_the_log_holds_every_loss_term_and_measure(command):
     assert command("model.preset=stage1") == 0
     line = json.loads((command.run / "metrics.jsonl").read_text().splitlines()[0])
@@ -199,9 +208,7 @@ def test_a_dry_run_predicts_a_seven_billion_model_without_its_weights(records, t
     LlavaConfig(vision_config=vision, text_config=text, image_token_index=4).save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(tiny_llava)
     processor.patch_size = 14
-    processor.image_processor = CLIPImageProcessor(
-        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
-    )
+    processor.image_processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     processor.save_pretrained(folder)
     recipe = str(ROOT / "configs/llava15_7b/stage1.yaml")
     assert train.main([recipe, "--dry-run", f"model.path={folder}", f"data.path={records}"]) == 0

@@ -43,9 +43,7 @@ def test_grouping_by_length_puts_similar_lengths_together():
 
 def test_grouping_by_modality_separates_text_only_samples_except_for_the_left_over():
     text_only = [i % 3 == 0 for i in range(60)]
-    batches = plan_epoch(
-        60, 4, seed=0, epoch=0, grouping="modality", lengths=[10] * 60, is_text_only=text_only
-    )
+    batches = plan_epoch(60, 4, seed=0, epoch=0, grouping="modality", lengths=[10] * 60, is_text_only=text_only)
     mixed = [b for b in batches if len({text_only[i] for i in b}) == 2]
     assert len(batches) == 15 and len(mixed) <= 1
     assert sorted(i for b in batches for i in b) == list(range(60))
