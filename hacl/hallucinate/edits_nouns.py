@@ -17,7 +17,7 @@ _GENDERED = PERSONAL_PRONOUNS - {"it", "its", "itself"} | frozenset(
 _AGES = frozenset("young old elderly older younger adult baby male female".split())
 _JOINABLE = frozenset(("", "with", "has", "have", "holding", "including", "near", "to", "beside", "by"))
 _CONTINUES = frozenset("on in at near next by under beside behind sitting standing lying laying".split())
-_LEAST_SHARE = 0.5  # of the things seen must suit an object that is added
+_LEAST_SHARE = 0.6  # of the things seen must suit an object that is added
 
 
 def object_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
@@ -52,7 +52,7 @@ def _swaps(context: ImageContext, phrase: NounPhrase, draw: random.Random) -> It
             continue
         word = _word(new, draw)
         text = plural(word) if mention.plural else word
-        yield _swap(context, mention, text, adds=frozenset({name}), weight=context.suits(name) / (1 + rank))
+        yield _swap(context, mention, text, adds=lexicon.names_of(word), weight=context.suits(name) / (1 + rank))
 
 
 def _swap(context: ImageContext, mention: Mention, text: str, **fields) -> Candidate:
@@ -103,7 +103,7 @@ def insertion_edits(context: ImageContext, draw: random.Random) -> Iterator[Cand
             else:
                 continue
             edit = Replacement(at, at, " " + pattern.format(np=np))
-            yield make(context, "insertion", [edit], edit.text, adds=frozenset({name}), weight=weights[name])
+            yield make(context, "insertion", [edit], edit.text, adds=lexicon.names_of(word), weight=weights[name])
 
 
 def _goes_with(kind: ObjectKind, holder: ObjectKind) -> bool:

@@ -102,7 +102,8 @@ def _singles(context: ImageContext) -> Iterator[Candidate]:
         phrase = noun_phrase(context, mention)
         if phrase is None or phrase.determiner not in ("a", "an", "one") or not is_head(context, mention):
             continue
-        if mention.plural or not mention.kind.countable:
+        exact = mention.word in mention.kind.words or mention.kind.group in ("person", "animal")
+        if mention.plural or not mention.kind.countable or not exact:
             continue
         if context.count(mention.kind.name) not in (None, 1) or plural(mention.word) in context.said:
             continue

@@ -165,7 +165,11 @@ class Lexicon:
         if noun in allowed or single in allowed:
             return True
         found = self._names.get(tuple(noun.split()), ())
-        return any(kind.group in allowed or kind.name in allowed for kind, _, _ in found)
+        return any(k.group in allowed or (k.name in allowed and word in k.words) for k, word, _ in found)
+
+    def names_of(self, word: str) -> frozenset[str]:
+        """Every object name a (singular) word may stand for: "bike" -> bicycle, motorcycle."""
+        return frozenset(kind.name for kind, _, _ in self._names.get(tuple(word.split()), ()))
 
 
 def _key(words: Sequence[Word]) -> tuple[str, ...]:

@@ -51,4 +51,6 @@ def ends_at(context: ImageContext, stop: int) -> bool:
 def is_head(context: ImageContext, mention: Mention) -> bool:
     """Whether the mention is not the first part of a compound ("laptop computer"): what follows it is known."""
     following = "" if ends_at(context, mention.stop) else context.words[mention.stop].text
+    if following in ("sit", "stand") and not mention.plural:
+        return False
     return not following or following == "of" or following in context.lexicon.followers or is_finite_singular(following)

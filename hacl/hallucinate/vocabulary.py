@@ -16,7 +16,7 @@ def _set(text: str) -> frozenset[str]:
 _ALIKE_COLOURS = (
     _set("brown tan beige golden"), _set("grey gray silver"), _set("yellow gold golden blonde orange"),
     _set("red maroon burgundy pink orange"), _set("purple violet lavender pink"), _set("blue teal turquoise navy"),
-    _set("white cream beige silver"), _set("black dark navy"),
+    _set("white cream"), _set("black dark navy"),
 )  # fmt: skip
 _ANIMALS = _set("animal kitty kitten puppy")
 _CLOTHES = _set(

@@ -15,7 +15,7 @@ motorcyclist driver passenger pedestrian chef cook worker officer policeman fire
 father mom dad son daughter student swimmer boarder crowd family audience team spectator male female tourist \
 hiker jockey farmer waiter waitress vendor parent friend brother sister couple people |
 bicycle | bike | bike,bicycle | cyclist bicyclist biker two_wheeler tricycle cycle | motorcycle skateboard
-motorcycle | bike | motorcycle | motorbike moped scooter motorcyclist biker motor_cycle motor_bike dirt_bike | \
+motorcycle | bike | motorcycle | bike motorbike moped scooter motorcyclist biker motor_cycle motor_bike dirt_bike | \
 bicycle car
 car | vehicle | car | automobile sedan minivan van taxi cab suv jeep convertible limousine traffic parking_lot | \
 truck bus motorcycle
@@ -123,7 +123,7 @@ meal: dining table,fork,knife,spoon,cup,wine glass,bottle,bowl,cake,pizza,sandwi
 dog,donut
 living room: couch,chair,tv,remote,book,vase,potted plant,clock,cat,dog,laptop,teddy bear,person
 bathroom: toilet,sink,toothbrush,bottle,hair drier,potted plant,cup
-bedroom: bed,book,teddy bear,clock,laptop,cat,dog,chair,tv,suitcase
+bedroom: bed,book,teddy bear,clock,laptop,cat,dog,chair,tv
 desk: laptop,keyboard,cell phone,book,cup,chair,bottle,clock,potted plant,remote
 """
 

@@ -47,8 +47,9 @@ def texts(rec, kind, k=400, index=0, **options):
 @pytest.mark.parametrize(
     ("one", "many"),
     [
-        ("dog", "dogs"), ("bus", "buses"), ("man", "men"), ("woman", "women"), ("knife", "knives"), ("couch", "couches"),
-        ("sheep", "sheep"), ("sandwich", "sandwiches"), ("stop sign", "stop signs"), ("wine glass", "wine glasses"),
+        ("dog", "dogs"), ("bus", "buses"), ("man", "men"), ("woman", "women"), ("knife", "knives"),
+        ("couch", "couches"), ("sheep", "sheep"), ("sandwich", "sandwiches"), ("stop sign", "stop signs"),
+        ("wine glass", "wine glasses"),
         ("teddy bear", "teddy bears"), ("puppy", "puppies"), ("vase", "vases"), ("horse", "horses"), ("toy", "toys"),
         ("glass", "glasses"), ("bench", "benches"), ("box", "boxes"), ("orange", "oranges"), ("house", "houses"),
     ],
@@ -143,10 +144,10 @@ def test_the_inside_of_a_compound_is_left_alone():
 
 def test_a_verb_keeps_an_object_it_can_have():
     riding = texts(record("A man riding a bike on a road.", objects={"person": 1, "bicycle": 1}), "object")
-    assert "A man riding a motorcycle on a road." in riding
+    assert "A man riding a skateboard on a road." in riding
+    assert not any("horse" in text or "truck" in text for text in riding)
     eaten = texts(record("A man eating a pizza.", objects={"person": 1, "pizza": 1}), "object")
-    assert eaten and all(word in "sandwich cake hot dog woman" for text in eaten for word in [text.split()[-1].strip(".")]
-                         if "woman" not in text)  # fmt: skip
+    assert {text.split(" a ")[1] for text in eaten} == {"sandwich.", "cake.", "hot dog."}
     assert not any("boat" in t for t in texts(record("A plane flying in the sky.", objects={"airplane": 1}), "object"))
 
 
@@ -159,6 +160,12 @@ def test_a_man_becomes_a_woman_only_where_that_is_surely_false():
     assert not any("woman" in t for t in texts(record(*alone, objects={"person": 1}), "object"))
     with_pronoun = ("A man with his plate.", "A man sits.", "A man.")
     assert not any("woman" in t for t in texts(record(*with_pronoun, objects={"person": 1}), "object"))
+
+
+def test_a_word_that_may_stand_for_something_present_is_not_written():
+    street = record("A bus driving down a long and rather busy street in town.", objects={"bus": 1, "motorcycle": 2})
+    assert not any("bike" in text for text in texts(street, "insertion"))
+    assert texts(record("A bedroom with a lamp.", objects={"bed": 1}), "number") == set()
 
 
 def test_a_number_is_never_the_annotated_one():
