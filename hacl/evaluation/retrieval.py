@@ -32,13 +32,15 @@ def retrieval(
     text_image_M: for every text the row of its image. One item per image; images without a text are left out of i2t.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or a feature is not finite (it would rank first everywhere).
     """
     owner_M = np.asarray(text_image_M)
     if image_IP.shape[-1] != text_MP.shape[-1] or len(owner_M) != len(text_MP):
         raise ValueError(f"image {image_IP.shape}, text {text_MP.shape}, owners {owner_M.shape} do not fit together")
     if len(owner_M) and not 0 <= owner_M.min() <= owner_M.max() < len(image_IP):
         raise ValueError(f"text_image names row {owner_M.max()} but there are {len(image_IP)} images")
+    if not (np.isfinite(image_IP).all() and np.isfinite(text_MP).all()):
+        raise ValueError("retrieval: features hold NaN or infinity")
     similarity_IM = unit(image_IP) @ unit(text_MP).T
     own_IM = owner_M[None, :] == np.arange(len(image_IP))[:, None]
     best_I = np.where(own_IM, similarity_IM, -np.inf).max(axis=1, initial=-np.inf)

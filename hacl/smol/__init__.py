@@ -1,0 +1,1 @@
+"""The smol experiment: real small weights on a few hundred real photographs."""
