@@ -43,6 +43,8 @@ def _exact_numbers(context: ImageContext) -> Iterator[Candidate]:
         for value in (*lower, *higher):
             if value in by_value:
                 yield _number(context, at, at + 1, by_value[value], 1.0 if value <= old + 2 else 0.4)
+        if "several" in context.lexicon.vague_numbers and old <= 3 and true in (None, old):
+            yield _number(context, at, at + 1, "several", 0.5)
 
 
 def _vague_numbers(context: ImageContext) -> Iterator[Candidate]:
@@ -117,11 +119,17 @@ def _singles(context: ImageContext) -> Iterator[Candidate]:
         if fixes is None or (mention.kind.group == "person" and context.said & MANY_PEOPLE):
             continue
         start, end = words[mention.first].start, words[mention.stop - 1].end
-        for value, weight in (("two", 0.5), ("three", 0.4)):
+        vague = [phrase for phrase in ("several", "a couple of") if phrase in context.lexicon.vague_numbers]
+        for value in ("two", "three", *vague):
             determiner = Replacement(words[phrase.first].start, words[phrase.first].end, value)
             noun = Replacement(start, end, plural(mention.word))
             yield make(
-                context, "number", [determiner, noun, *fixes], value, claims=frozenset({value, "two"}), weight=weight
+                context,
+                "number",
+                [determiner, noun, *fixes],
+                value,
+                claims=frozenset({"two", value.split()[-1]} - {"of"}),
+                weight=0.5,
             )
 
 

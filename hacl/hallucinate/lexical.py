@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hacl.data.records import HALLUCINATION_TYPES, HallucinatedCaption, Record
 from hacl.hallucinate.context import Candidate, ImageContext
@@ -18,7 +19,7 @@ from hacl.hallucinate.vocabulary import default_lexicon
 
 _EDITS = (object_edits, insertion_edits, number_edits, attribute_edits, phrase_edits)
 # Types with fewer places in captions are drawn more readily, so that no type swamps the others.
-_TYPE_WEIGHTS = {"number": 3.0, "attribute": 3.0, "action": 2.5, "relation": 2.0, "object": 1.2, "insertion": 0.8}
+_TYPE_WEIGHTS = {"number": 3.0, "attribute": 3.0, "action": 2.5, "relation": 2.0, "object": 1.5, "insertion": 0.4}
 
 
 class LexicalHallucinator:
@@ -75,7 +76,8 @@ class LexicalHallucinator:
                     continue
                 reason = first_reason(candidate, context, self.filters)
                 if reason is None:
-                    found[candidate.text] = candidate
+                    common = 1.0 if self.cooccurrence is None else self.cooccurrence.commonness(candidate.phrase)
+                    found[candidate.text] = replace(candidate, weight=candidate.weight * common)
                 else:
                     self.rejections[reason] += 1
         return list(found.values())
