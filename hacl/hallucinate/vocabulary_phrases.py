@@ -45,9 +45,6 @@ _CLAIMS = {
     "run": ("ran", "race", "racing"), "eat": ("ate", "eaten", "bite", "biting"), "hold": ("held",),
     "carry": ("carried", "holding", "holds"), "wash": ("bath", "bathing"), "fly": ("flight",), "catch": ("caught",),
 }  # fmt: skip
-_ANIMATE = _set("person animal")
-_PERSON = _set("person")
-_ANIMAL = _set("animal")
 _STILL = _set("on in near next by beside behind under with inside outside") | {""}
 _LYING = _set("on in near next by beside behind under")
 PATHS = frozenset(ing for ing, _ in _VERBS.values())
