@@ -28,15 +28,16 @@ def caption_record(scene: Scene, *, captions: int, seed: int, types: tuple[str, 
             told.append(caption)
         if len(told) == captions:
             break
-    hallucinated = [
-        item for index, caption in enumerate(told) for item in hallucinations(scene, caption, types, rng, of=index)
-    ]
+    hallucinated = {}  # two captions of a scene can be edited into the same text: the first keeps it
+    for index, caption in enumerate(told):
+        for item in hallucinations(scene, caption, types, rng, of=index):
+            hallucinated.setdefault(item.text, item)
     return Record(
         id=scene.id,
         images=(f"images/{scene.id}.png",),
         image_id=scene.id,
         captions=tuple(caption.render() for caption in told),
-        hallucinated=tuple(hallucinated),
+        hallucinated=tuple(hallucinated.values()),
         conversation=(),
         objects=scene.counts,
         extra={"scene": scene.to_json()},
