@@ -99,6 +99,7 @@ def pocket_model(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.06,  # a width of 128 learns several times faster than with the usual 0.02
     )
     vision = TimmWrapperConfig(architecture=TOWER, do_pooling=False, hidden_size=256, num_labels=0)
     config = FastVlmConfig(

@@ -63,7 +63,7 @@ def _absent_kind(scene: Scene, beside: list[str], rng: random.Random) -> str:
 def _invented(scene: Scene, caption: Caption, beside: list[str], rng: random.Random) -> Mention:
     coloured = any(mention.colour for mention in caption.mentions)
     kind = _absent_kind(scene, beside, rng)
-    word = rng.randrange(len(BY_NAME[kind].words)) if rng.random() < 0.4 else 0
+    word = rng.randrange(len(BY_NAME[kind].words)) if rng.random() < 0.25 else 0
     return Mention(kind, 1, rng.choice(list(COLOURS)) if coloured else None, word)
 
 

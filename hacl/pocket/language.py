@@ -9,19 +9,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from hacl.pocket.scenes import Scene
+from hacl.pocket.scenes import GRID, Scene
 from hacl.pocket.world import BY_NAME, COLOURS, KINDS, NUMBERS, PARTNER, RELATIONS, article
 
-OPENERS = (
-    "",
-    "there is",
-    "a picture of",
-    "i can see",
-    "this scene shows",
-    "a drawing with",
-    "here we have",
-    "the image shows",
-)
+OPENERS = ("there is", "a picture of", "i can see", "this scene shows")
 PROMPTS = (
     "describe the scene .",
     "describe this image .",
@@ -106,12 +97,11 @@ def _true_relation(scene: Scene, mentions: tuple[Mention, ...], rng: random.Rand
     return Relation(first.kind, rng.choice(true), second.kind, (first.word, second.word)) if true else None
 
 
-def _order(scene: Scene, rng: random.Random) -> list[str]:
-    """All kinds of the scene in random order, partners side by side."""
-    kinds = list(scene.counts)
-    rng.shuffle(kinds)
+def _order(scene: Scene) -> list[str]:
+    """All kinds in reading order (rows, then columns) of their first thing, each followed by its partner if there."""
+    placed = sorted(scene.things, key=lambda thing: (thing.row, thing.column))
     order: list[str] = []
-    for kind in kinds:
+    for kind in dict.fromkeys(thing.kind for thing in placed):
         if kind not in order:
             order += [kind] + ([PARTNER[kind]] if PARTNER[kind] in scene.counts else [])
     return order
@@ -122,13 +112,13 @@ def _mention(scene: Scene, kind: str, coloured: float, rng: random.Random) -> Me
         kind,
         scene.counts[kind],
         scene.colour_of(kind) if rng.random() < coloured else None,
-        rng.randrange(len(BY_NAME[kind].words)) if rng.random() < 0.4 else 0,
+        rng.randrange(len(BY_NAME[kind].words)) if rng.random() < 0.25 else 0,
     )
 
 
 def describe(scene: Scene, rng: random.Random, *, relations: bool = True) -> Caption:
     """A true caption. Partners are told side by side; about half of the captions leave something out, as people do."""
-    order = _order(scene, rng)
+    order = _order(scene)
     told = len(order) if rng.random() < 0.55 else rng.randint(min(2, len(order)), len(order))
     mentions = tuple(_mention(scene, kind, 0.8, rng) for kind in order[:told])
     relation = _true_relation(scene, mentions, rng) if relations and rng.random() < 0.4 else None
@@ -137,27 +127,65 @@ def describe(scene: Scene, rng: random.Random, *, relations: bool = True) -> Cap
 
 def retell(scene: Scene, rng: random.Random) -> Caption:
     """A caption that leaves out no object and no colour: enough to answer questions about objects from text alone."""
-    return Caption(rng.choice(OPENERS), tuple(_mention(scene, kind, 1.0, rng) for kind in _order(scene, rng)))
+    return Caption(rng.choice(OPENERS), tuple(_mention(scene, kind, 1.0, rng) for kind in _order(scene)))
+
+
+GRID_PROMPT = "read the grid ."
+
+
+def read_grid(scene: Scene) -> str:
+    """What stands in every cell, row by row: a dense caption that ties each image feature to its words."""
+    cells = {(thing.row, thing.column): f"{thing.colour} {thing.kind}" for thing in scene.things}
+    return " ".join(cells.get((row, column), "nothing") for row in range(GRID) for column in range(GRID))
 
 
 def questions(scene: Scene, count: int, rng: random.Random, *, relations: bool = True) -> list[tuple[str, str]]:
-    """``count`` (question, "yes" | "no") pairs; each kind of question is answered yes half of the time.
+    """``count`` (question, answer) pairs: about two in three yes/no questions, the rest ask for a name, colour or
+    number.
 
-    Two in three ask for the existence of an object, and half of the "no" among those ask for an absent partner.
+    Each kind of yes/no question is answered yes half of the time. Most ask for the existence of an object, and half of
+    the "no" among those ask for an absent partner.
     """
     asked = []
     for _ in range(count):
         yes = rng.random() < 0.5
         draw = rng.random()
-        if draw < 0.66:
+        if draw < 0.45:
             asked.append(_existence(scene, yes, rng))
-        elif draw < 0.8:
+        elif draw < 0.65:
+            asked.append(_one_or_the_other(scene, rng))
+        elif draw < 0.75:
+            asked.append(_which_colour(scene, rng))
+        elif draw < 0.82:
+            asked.append(_how_many(scene, yes, rng))
+        elif draw < 0.89:
             asked.append(_attribute(scene, yes, rng))
-        elif draw < 0.92:
+        elif draw < 0.95:
             asked.append(_number(scene, yes, rng))
         else:
             asked.append((_relation(scene, yes, rng) if relations else None) or _existence(scene, yes, rng))
     return asked
+
+
+def _one_or_the_other(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Which of two things is there. Yes/no answers alone give a small model no first hold on matching; this does."""
+    present = rng.choice(list(scene.counts))
+    absent = rng.choice([kind.name for kind in KINDS if kind.name not in scene.counts])
+    first, second = rng.sample((present, absent), 2)
+    return f"is there {article(first)} {first} or {article(second)} {second} ?", present
+
+
+def _which_colour(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    kind = rng.choice(list(scene.counts))
+    singular, plural = BY_NAME[kind].words[0]
+    asked = f"what color is the {singular} ?" if scene.counts[kind] == 1 else f"what color are the {plural} ?"
+    return asked, scene.colour_of(kind)
+
+
+def _how_many(scene: Scene, present: bool, rng: random.Random) -> tuple[str, str]:
+    pool = list(scene.counts) if present else [kind.name for kind in KINDS if kind.name not in scene.counts]
+    kind = rng.choice(pool)
+    return f"how many {BY_NAME[kind].words[0][1]} are there ?", NUMBERS[scene.counts.get(kind, 0)]
 
 
 def _answer(yes: bool) -> str:
@@ -169,7 +197,7 @@ def _existence(scene: Scene, yes: bool, rng: random.Random) -> tuple[str, str]:
     partners = [PARTNER[kind] for kind in scene.counts if PARTNER[kind] in absent]
     pool = list(scene.counts) if yes else partners if partners and rng.random() < 0.5 else absent
     noun = rng.choice(BY_NAME[rng.choice(pool)].words)[0]
-    tail = rng.choice((" in the image", " in the image", ""))
+    tail = rng.choice((" in the image", ""))
     return f"is there {article(noun)} {noun}{tail} ?", _answer(yes)
 
 
@@ -209,4 +237,5 @@ def all_words() -> list[str]:
         words |= set(text.split())
     # Words of common evaluation prompts, so that they are read rather than unknown.
     words |= set("in of to answer with or photo photograph caption one word only question do you see not".split())
+    words |= {"what", "how", "many", "color", "nothing", *GRID_PROMPT.split()}
     return sorted(words)

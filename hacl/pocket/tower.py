@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hacl.models.adapters import find_adapter
 from hacl.models.pocket import BOS, EOS, PAD, TOWER, pocket_tokenizer
 from hacl.pocket.draw import draw_scene
 from hacl.pocket.language import describe
@@ -142,3 +143,11 @@ def pretrain_tower(
                     f"cells {cell.item():.3f} (objects right {right:.3f})"
                 )
     return {name: tensor.detach().clone() for name, tensor in trunk.state_dict().items()}
+
+
+@torch.no_grad()
+def tower_features(model, scenes: list[Scene], batch_size: int = 250) -> Tensor:
+    """(B, h * w, Dv) features of a model's tower for drawings of ``scenes``."""
+    adapter = find_adapter(model.eval())
+    chunks = [scenes[start : start + batch_size] for start in range(0, len(scenes), batch_size)]
+    return torch.cat([adapter.vision_features(normalise(scene_pixels(chunk))) for chunk in chunks])

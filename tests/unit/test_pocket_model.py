@@ -94,7 +94,7 @@ def test_padding_on_the_left_does_not_change_what_is_generated(model, processor)
 
 
 def test_pre_training_builds_the_ids_that_the_chat_template_renders(processor):
-    quick = DialogueEncoder(processor.tokenizer)
+    quick = DialogueEncoder(processor.tokenizer.get_vocab())
     slow = SequenceEncoder(processor, template="chat", prompt=PROMPTS[0], max_length=512, max_caption_length=64)
     turns = [("is there a ball ?", "yes"), ("are there two boats ?", "no")]
     built = quick.encode(turns, image=0)
@@ -108,7 +108,7 @@ def test_pre_training_builds_the_ids_that_the_chat_template_renders(processor):
 
 def test_cached_features_and_pixels_give_the_same_pre_training_loss(model):
     scenes = [sample_scene("train", index, 0) for index in range(3)]
-    encoder, adapter = DialogueEncoder(pocket_tokenizer()), find_adapter(model)
+    encoder, adapter = DialogueEncoder(pocket_tokenizer().get_vocab()), find_adapter(model)
     batch = [
         encoder.encode([(PROMPTS[0], describe(s, random.Random(0)).render())], image=i) for i, s in enumerate(scenes)
     ]
