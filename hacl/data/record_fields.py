@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from typing import Any
 
 from hacl.data.schema import HALLUCINATION_TYPES, HallucinatedCaption, RecordError, Turn
 
+IMAGE_KEYS = ("image", "images")
 CAPTION_KEYS = ("captions", "caption", "text")
 UPSTREAM_HALLUCINATED_KEYS = ("Hallucination caption", "Hallucination captions", "hallucination_caption")
 KNOWN_KEYS = {
-    "id", "image", "image_id", "hallucinated", "conversations", "objects", *CAPTION_KEYS, *UPSTREAM_HALLUCINATED_KEYS,
+    "id", "image_id", "hallucinated", "conversations", "objects", *IMAGE_KEYS, *CAPTION_KEYS,
+    *UPSTREAM_HALLUCINATED_KEYS,
 }  # fmt: skip
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
@@ -55,11 +58,18 @@ class Fields:
         return (self.text(key, value),)
 
     def images(self) -> tuple[str, ...]:
-        value = self.raw.get("image")
+        """Paths under `image` or `images`, each a text or a list; where both are filled they must agree."""
+        found = [paths for key in IMAGE_KEYS if (paths := self._image_paths(key))]
+        if len(set(found)) > 1:
+            raise self.error("images", "names other images than `image`", "keep one of the two keys")
+        return found[0] if found else ()
+
+    def _image_paths(self, key: str) -> tuple[str, ...]:
+        value = self.raw.get(key)
         if value is None or value == []:
             return ()
         values = value if isinstance(value, list) else [value]
-        return tuple(self.text("image", item, strip=False) for item in values)
+        return tuple(self.text(key, item, strip=False) for item in values)
 
     def captions(self) -> tuple[str, ...]:
         for key in CAPTION_KEYS:
@@ -121,12 +131,15 @@ class Fields:
         return HallucinatedCaption(text, kind, span, source, of)
 
     def objects(self) -> dict[str, int] | None:
+        """name -> count; in a list of names each occurrence counts one."""
         value = self.raw.get("objects")
         if value is None:
             return None
+        if isinstance(value, list):
+            return dict(Counter(self.text(f"objects[{index}]", name) for index, name in enumerate(value)))
         if not isinstance(value, dict):
-            fix = 'write {"dog": 1, ...}, or null where the image is not annotated'
-            raise self.error("objects", f"expected name -> count, found {kind_of(value)}", fix)
+            fix = 'write {"dog": 1, ...} or ["dog", ...], or null where the image is not annotated'
+            raise self.error("objects", f"expected names with counts or a list, found {kind_of(value)}", fix)
         for name, count in value.items():
             if type(count) is not int or count < 1:
                 raise self.error(f"objects.{name}", f"count {count!r}", "write a number above 0, no absent ones")

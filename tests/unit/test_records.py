@@ -94,6 +94,27 @@ def test_text_only_and_many_images_are_records_too():
     assert parse_record({"image": ["a.jpg", "b.jpg"], "text": "x"}, where="f").images == ("a.jpg", "b.jpg")
 
 
+@pytest.mark.parametrize("value", ["a.jpg", ["a.jpg"], ["a.jpg", "b.jpg"]])
+def test_images_are_read_from_either_key_and_written_back_under_one(value):
+    record = parse_record({"images": value, "text": "x"}, where="f")
+    assert record == parse_record({"image": value, "text": "x"}, where="f")
+    assert record.images == ((value,) if isinstance(value, str) else tuple(value))
+    assert "images" not in record_to_json(record)
+    assert parse_record({"image": value, "images": value, "text": "x"}, where="f") == record
+    assert parse_record({"image": None, "images": value, "text": "x"}, where="f") == record
+
+
+def test_two_keys_that_name_different_images_are_refused():
+    with pytest.raises(RecordError, match="key 'images': names other images than `image`; keep one"):
+        parse_record({"image": "a.jpg", "images": ["b.jpg"], "text": "x"}, where="f")
+
+
+def test_objects_may_be_a_list_in_which_each_occurrence_counts():
+    record = parse_record({"text": "x", "objects": ["dog", "cat", "dog"]}, where="f")
+    assert record.objects == {"dog": 2, "cat": 1}
+    assert parse_record({"text": "x", "objects": []}, where="f").objects == {}
+
+
 def test_no_annotation_and_no_objects_are_different_things():
     assert parse_record({"text": "x"}, where="f").objects is None
     assert parse_record({"text": "x", "objects": None}, where="f").objects is None
@@ -111,7 +132,10 @@ def test_no_annotation_and_no_objects_are_different_things():
         ({"id": ["x"]}, "id"),
         ({"image": 3}, "image"),
         ({"image": ""}, "image"),
-        ({"objects": ["dog"]}, "objects"),
+        ({"images": 3}, "images"),
+        ({"images": ["a.jpg", ""]}, "images"),
+        ({"objects": "dog"}, "objects"),
+        ({"objects": ["dog", 3]}, "objects[1]"),
         ({"objects": {"dog": 0}}, "objects.dog"),
         ({"objects": {"dog": True}}, "objects.dog"),
         ({"objects": {"dog": 1.5}}, "objects.dog"),
