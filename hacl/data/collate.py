@@ -57,7 +57,7 @@ class PackedCollator:
         with label_target and label_sequence (Nl); sequence_kind and sequence_sample (S); image_read (B, 3) and
         image_valid (B); caption_read (B, C, 3) and hallucinated_read (B, K, 3), or caption_states (B, C, D) and
         hallucinated_states (B, K, D) when text is constant; caption_valid, hallucinated_valid, hallucinated_type,
-        caption_keys; image_ids and sample_index (B).
+        caption_keys and hallucinated_keys (equal for equal texts); image_ids and sample_index (B); image_tokens (N).
         """
         layout = _Layout(self)
         for b, sample in enumerate(samples):
@@ -203,6 +203,7 @@ class _Layout:
             "sequence_kind": torch.tensor(self.kinds),
             "sequence_sample": torch.tensor(self.owners),
             "sample_index": torch.tensor([sample.index for sample in self.samples]),
+            "image_tokens": torch.arange(per_image),
         }
         slots = objective.num_hallucinated
         types = torch.zeros(batch_size, slots, dtype=torch.long)
@@ -224,6 +225,7 @@ class _Layout:
         }
         valid = {name: torch.zeros(table.shape[:2], dtype=torch.bool) for name, table in reads.items()}
         caption_keys = torch.zeros(batch_size, captions, dtype=torch.long)
+        hallucinated_keys = torch.zeros(batch_size, slots, dtype=torch.long)
         image_valid = torch.zeros(batch_size, dtype=torch.bool)
         for b, read in self.image_reads.items():
             image_read[b] = torch.tensor(place(read))
@@ -234,12 +236,16 @@ class _Layout:
             valid["caption"][b, : len(sample.caption_roots)] = True
             valid["hallucinated"][b, : len(sample.hallucinated_roots)] = True
             caption_keys[b, : len(sample.caption_keys)] = torch.tensor(sample.caption_keys, dtype=torch.long)
+            hallucinated_keys[b, : len(sample.hallucinated_keys)] = torch.tensor(
+                sample.hallucinated_keys, dtype=torch.long
+            )
         table = {
             "image_read": image_read,
             "image_valid": image_valid,
             "caption_valid": valid["caption"],
             "hallucinated_valid": valid["hallucinated"],
             "caption_keys": caption_keys,
+            "hallucinated_keys": hallucinated_keys,
             "image_ids": torch.tensor([sample.image_id for sample in self.samples]),
         }
         if self.collator.text_states is None:

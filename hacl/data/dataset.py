@@ -36,6 +36,7 @@ class Sample:
     hallucinated_types: list[int] = field(default_factory=list)
     image_id: int = 0
     caption_keys: list[int] = field(default_factory=list)
+    hallucinated_keys: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -85,8 +86,10 @@ class TrainingDataset(Dataset):
         record = self.records[index]
         try:
             return self._sample(index, record)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"record {record.id!r}: {error}") from error
         except (ValueError, OSError) as error:
-            raise type(error)(f"record {record.id!r}: {error}") from error
+            raise ValueError(f"record {record.id!r}: {error}") from error
 
     def texts(self) -> list[str]:
         """Every caption and hallucinated caption a sample may draw: what a cache of text states must hold."""
@@ -102,6 +105,8 @@ class TrainingDataset(Dataset):
         draw = random.Random(f"{self.seed}/{self.epoch}/{record.id}")
         captions = self._draw_captions(record, draw)
         hallucinated = self._draw_hallucinated(record, captions, draw)
+        if self.encoder.template == "chat":
+            record = self._image_first(record)
         generation = self._generation(record, captions)
         sample = Sample(
             index=index,
@@ -113,10 +118,10 @@ class TrainingDataset(Dataset):
         )
         if len(generation.image_spans) != len(record.images):
             raise ValueError(
-                f"{len(record.images)} image(s) but {len(generation.image_spans)} {IMAGE_MARK} mark(s) in the "
-                "conversation; write one mark per image"
+                f"{len(record.images)} image(s) but {len(generation.image_spans)} in the text; write one {IMAGE_MARK} "
+                "mark per image in the conversation (the plain template takes one image)"
             )
-        if self.objective.likelihood_margin_weight and not record.conversation and record.images:
+        if self.objective.likelihood_margin_weight and record.images and self._answers_with_caption(record):
             sample.hallucinated_generations = [self.encoder.caption_sequence(h.text) for h in hallucinated]
             sample.hallucinated_types = [HALLUCINATION_TYPES.index(h.type) for h in hallucinated]
         if self.objective.contrastive_weight and self._is_contrastive(record):
@@ -126,8 +131,13 @@ class TrainingDataset(Dataset):
             sample.caption_roots = [self.encoder.root(text) for text in captions]
             sample.caption_keys = [stable_key(text) for text in captions]
             sample.hallucinated_roots = [self.encoder.root(h.text) for h in hallucinated]
+            sample.hallucinated_keys = [stable_key(h.text) for h in hallucinated]
             sample.hallucinated_types = [HALLUCINATION_TYPES.index(h.type) for h in hallucinated]
         return sample
+
+    def _answers_with_caption(self, record: Record) -> bool:
+        """Whether the generation sequence is a caption, so that a hallucinated caption can stand in its place."""
+        return bool(record.captions) and (self.encoder.template == "plain" or not record.conversation)
 
     def _is_contrastive(self, record: Record) -> bool:
         return len(record.images) == 1 and bool(record.captions)
@@ -154,8 +164,7 @@ class TrainingDataset(Dataset):
     def _generation(self, record: Record, captions: list[str]) -> EncodedSequence:
         needs_answer = bool(self.objective.lm_weight or self.objective.likelihood_margin_weight)
         if record.conversation and self.encoder.template == "chat":
-            turns = [(turn.role, turn.text) for turn in self._image_first(record).conversation]
-            return self.encoder.conversation_sequence(turns)
+            return self.encoder.conversation_sequence([(turn.role, turn.text) for turn in record.conversation])
         if not captions:
             captions = [turn.text for turn in record.conversation if turn.role == "assistant"][:1]
         if not captions:

@@ -1,8 +1,9 @@
 """Turn text into the token sequences of a training step: generation sequences with labels, and contrastive roots.
 
-Generation sequence, template `plain` (LLaVA's stage-1 form, arXiv 2304.08485 section 4.2): BOS, image tokens, prompt,
-answer, EOS, where the answer is the label. Template `chat`: the processor's chat template; a token is a label when it
-overlaps the text an assistant turn adds to the rendering, found from character offsets and never by splitting strings.
+Generation sequence, template `plain` (LLaVA's stage-1 form, arXiv 2304.08485 section 4.2): BOS, image tokens, prompt
+and a line break, answer, EOS, where answer and EOS are labels. Template `chat`: the processor's chat template; a token
+is a label when it overlaps the text an assistant turn adds to the rendering (white space at its end aside), found from
+character offsets and never by splitting strings. Where a template ends answers without EOS, one is written after each.
 Contrastive root: BOS, text, EOS; the text is truncated, never the EOS, and lengths are carried, never searched.
 """
 
@@ -99,7 +100,7 @@ class SequenceEncoder:
         if self.template == "plain":
             head = [*self.bos, *([self.image_token_id] * self.num_image_tokens if with_image else [])]
             spans = [(len(self.bos), len(head))] if with_image else []
-            head += self._ids(self.prompt)
+            head += self._ids(f"{self.prompt}\n" if self.prompt else "")
             tail = [*self._ids(caption), *self.eos] if answer else []
             ids, labels = head + tail, [False] * len(head) + [True] * len(tail)
             return self._truncate(EncodedSequence(ids, labels, spans))
@@ -121,22 +122,31 @@ class SequenceEncoder:
                 after = self._render(messages[: index + 1])
                 if not (after.startswith(before) and rendered.startswith(after)):
                     raise ValueError("the chat template renders earlier turns differently once later ones follow")
-                answers.append((len(before), len(after)))
+                answers.append((len(before), len(after.rstrip())))
         encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-        labels = [
-            end > start and any(start < stop and end > begin for begin, stop in answers) for start, end in offsets
-        ]
+        ids: list[int] = []
+        labels: list[bool] = []
+        for token, place in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            answer = _overlapping(answers, place)
+            while answers and answer != answers[0] and place[0] >= answers[0][1]:
+                self._close_answer(ids, labels)
+                answers.pop(0)
+            ids.append(token)
+            labels.append(answer is not None)
+        if answers:
+            self._close_answer(ids, labels)
+        if turns[-1][0] == "assistant" and any(labels):  # what follows the last answer is white space
+            end = len(labels) - labels[::-1].index(True)
+            ids, labels = ids[:end], labels[:end]
         if self.bos and ids[:1] != self.bos:
             ids, labels = self.bos + ids, [False, *labels]
-        if answers and answers[-1][1] == len(rendered) and not self._ends_with_eos(ids, labels):
-            ids, labels = ids + self.eos, [*labels, True]
         return self._truncate(self._expand_images(ids, labels))
 
-    def _ends_with_eos(self, ids: list[int], labels: list[bool]) -> bool:
-        """Whether the last answer already ends with EOS, white space after it aside."""
-        tail = [token for token, flag in zip(ids, labels, strict=True) if flag][-3:]
-        return self.eos[0] in tail
+    def _close_answer(self, ids: list[int], labels: list[bool]) -> None:
+        """Write the EOS that a model must learn to say where the template writes none after an answer."""
+        if ids[-1:] != self.eos and labels[-1:] == [True]:
+            ids += self.eos
+            labels.append(True)
 
     def _expand_images(self, ids: list[int], labels: list[bool]) -> EncodedSequence:
         sequence = EncodedSequence([], [])
@@ -163,6 +173,11 @@ class SequenceEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _overlapping(spans: list[tuple[int, int]], place: tuple[int, int]) -> tuple[int, int] | None:
+    """The span that shares a character with `place`."""
+    return next((span for span in spans if place[0] < span[1] and place[1] > span[0] and place[1] > place[0]), None)
 
 
 def _content(text: str) -> list[dict]:

@@ -75,6 +75,7 @@ class ImageEmbeddings:
         self.device = device
         self.keep = keep
         self.held: dict[str, Tensor] = {}
+        self.opened: dict[str, ImageLike] = {}  # keeps images alive, so that no other image gets the id of one
 
     def __call__(self, images: Sequence[ImageLike]) -> list[Tensor]:
         """(N, D) for each image, in order."""
@@ -87,8 +88,9 @@ class ImageEmbeddings:
             for key in [key for key in self.held if key not in found]:
                 if len(self.held) + len(fresh) <= self.keep:
                     break
-                del self.held[key]
+                del self.held[key], self.opened[key]
             self.held.update(fresh)
+            self.opened.update(new)
             return [found[key] for key in keys]
         return [self.held[key] for key in keys]
 

@@ -173,14 +173,14 @@ class HaclModel(PreTrainedModel):
         else:
             with torch.no_grad() if is_frozen(adapter.vision_tower) else contextlib.nullcontext():
                 features_INDv = adapter.vision_features(batch["pixel_values"])
-        flat_ND = adapter.project(features_INDv).flatten(0, 1)
-        wanted = int(source_RT.max()) + 1
-        if wanted > len(flat_ND):
+        projected_IND = adapter.project(features_INDv)
+        if projected_IND.shape[1] != len(batch["image_tokens"]):
             raise ValueError(
-                f"the batch has {wanted} image tokens but the vision tower and projector gave {len(flat_ND)}: the "
-                "processor's patch_size, vision_feature_select_strategy or num_additional_image_tokens do not fit the "
-                "model"
+                f"wrong image-token count: the processor writes {len(batch['image_tokens'])} tokens per image, the "
+                f"vision tower and projector give {projected_IND.shape[1]}; correct patch_size, "
+                "num_additional_image_tokens or vision_feature_select_strategy in processor_config.json"
             )
+        flat_ND = projected_IND.flatten(0, 1)
         embeds_RTD = adapter.embed(batch["input_ids"])
         is_image_RT1 = (source_RT >= 0)[..., None]
         embeds_RTD = torch.where(is_image_RT1, flat_ND[source_RT.clamp_min(0)].to(embeds_RTD.dtype), embeds_RTD)
@@ -256,6 +256,7 @@ class HaclModel(PreTrainedModel):
             hallucinated_mask_BK=batch["hallucinated_valid"],
             image_ids_B=batch["image_ids"],
             caption_keys_BC=batch["caption_keys"],
+            hallucinated_keys_BK=batch["hallucinated_keys"],
             hard_scope=objective.hard_scope,
             positives=objective.positives,
             exclude_other_positives=objective.exclude_other_positives,

@@ -1,5 +1,6 @@
 """The packed step is the four-pass step: same losses, same gradients, no leaks, one decoder call."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -236,11 +237,43 @@ def test_frozen_parts_stay_in_eval_mode_and_recomputation_changes_nothing(tiny_f
         torch.testing.assert_close(recomputed[name], plain[name], rtol=1e-10, atol=1e-14)
 
 
-def test_too_few_image_features_is_an_error_that_names_the_settings(tiny_llava, tmp_path):
+def test_an_image_token_count_that_does_not_fit_is_an_error_that_names_the_settings(tiny_llava, tmp_path):
     model, _, batch = build(tiny_llava, tmp_path, make_records(tmp_path))
-    batch["pixel_values"] = batch["pixel_values"][:2]
-    with pytest.raises(ValueError, match="patch_size"):
+    model.adapter.model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(ValueError, match="wrong image-token count.*patch_size"):
         model(**batch)
+
+
+def test_no_image_reaches_another_image_or_a_text(tiny_llava, tmp_path):
+    model, _, batch = build(tiny_llava, tmp_path, make_records(tmp_path), num_hallucinated=2)
+    model.eval()
+    states, _ = model.encode(batch)
+    moved_batch = dict(batch, pixel_values=batch["pixel_values"].clone())
+    moved_batch["pixel_values"][1] = torch.randn_like(moved_batch["pixel_values"][1])
+    moved, _ = model.encode(moved_batch)
+    row, start, _ = batch["image_read"][1].tolist()
+    reads = batch["segment_ids"]
+    touched = torch.zeros_like(reads, dtype=torch.bool)
+    touched[row] = reads[row] == reads[row, start]
+    assert torch.equal(moved[~touched & (reads > 0)], states[~touched & (reads > 0)])
+    assert not torch.equal(moved[touched], states[touched])
+
+
+def test_an_image_after_the_question_is_moved_to_the_front_and_read(tiny_llava, tmp_path):
+    record = make_records(tmp_path)[0]
+    turns = (Turn("user", "what colour is it ? <image>"), Turn("assistant", "red"))
+    record = replace(record, conversation=turns)
+    model, samples, batch = build(tiny_llava, tmp_path, [record], template="chat")
+    assert batch["image_valid"].tolist() == [True]
+    assert_same_step(model, samples, batch)
+
+
+def test_a_captioned_record_with_turns_gives_margin_pairs_under_the_plain_template(tiny_llava, tmp_path):
+    turns = (Turn("user", "<image>"), Turn("assistant", CAPTIONS[0][0]))
+    record = replace(make_records(tmp_path)[0], conversation=turns)
+    settings = {"likelihood_margin_weight": 1.0, "contrastive_weight": 0.0}
+    _, _, batch = build(tiny_llava, tmp_path, [record], **settings)
+    assert batch["sequence_kind"].tolist() == [0, 1]
 
 
 def test_drawing_of_captions_depends_on_seed_epoch_and_record_only(tiny_llava, tmp_path):

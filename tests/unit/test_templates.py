@@ -33,7 +33,8 @@ def test_chat_sequence_equals_what_the_processor_itself_makes(tiny_model):
         {"role": "assistant", "content": [{"type": "text", "text": "a red square"}]},
     ]
     text = chat.processor.apply_chat_template(messages)
-    expected = chat.processor(text=text, images=Image.new("RGB", (48, 48)), add_special_tokens=False)["input_ids"][0]
+    expected = chat.processor(text=text.rstrip(), images=Image.new("RGB", (48, 48)), add_special_tokens=False)
+    expected = expected["input_ids"][0]
     bos = [chat.tokenizer.bos_token_id]
     assert sequence.ids == bos + list(expected)
     assert labelled_text(chat, sequence) == "a red square </s>"
@@ -70,3 +71,62 @@ def test_a_sequence_without_an_answer_has_no_labels(tiny_model):
     for template in ("plain", "chat"):
         sequence = encoder(tiny_model, template=template).caption_sequence("a red square", answer=False)
         assert not any(sequence.is_label) and sequence.image_spans
+
+
+# LLaVA-1.5's template as its transformers checkpoints have it, reduced: a blank after every answer and no EOS.
+LLAVA15_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] + ' ' }}"
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def byte_level(tiny_llava, tmp_path_factory):
+    """The tiny processor with a byte-level BPE tokenizer, whose tokens carry their leading blank."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<s>", "</s>", "<image>"]
+    corpus = ["USER: what colour ? ASSISTANT: a red square USER: where is it ? ASSISTANT: left "] * 20
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
+    bpe.train_from_iterator(corpus, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    stock = AutoProcessor.from_pretrained(tiny_llava)
+    return LlavaProcessor(
+        image_processor=stock.image_processor,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA15_TEMPLATE,
+    )
+
+
+def test_a_template_without_eos_gets_one_after_every_answer_and_labels_stop_there(byte_level):
+    chat = SequenceEncoder(byte_level, template="chat", prompt="", max_length=256, max_caption_length=64)
+    turns = [
+        ("user", "<image>\nwhat colour ?"),
+        ("assistant", "a red square"),
+        ("user", "where is it ?"),
+        ("assistant", "left"),
+    ]
+    sequence = chat.conversation_sequence(turns)
+    assert labelled_text(chat, sequence) == " a red square</s> left</s>"
+    text = chat.tokenizer.decode(sequence.ids)
+    assert "a red square</s> USER: where" in text and text.endswith("left</s>")
+
+
+def test_a_prompt_of_the_plain_template_is_apart_from_the_caption(byte_level):
+    plain = SequenceEncoder(byte_level, template="plain", prompt="what is it", max_length=256, max_caption_length=64)
+    assert "what is it\na red square</s>" in plain.tokenizer.decode(plain.caption_sequence("a red square").ids)
