@@ -4,7 +4,8 @@ HACL (arXiv 2312.06968, section 3.2) with the hallucinated captions of an image 
 any number of captions and hallucinated captions per image, on any number of ranks.
 
 Shapes: B samples of this rank, N samples of all W ranks, C captions and K hallucinated captions per sample, P
-contrastive size, M = N*C gathered captions, H hard-negative columns, A = B*C caption anchors, X columns of any kind.
+contrastive size, M = N*C gathered captions, H hard-negative columns, A = B*C caption anchors, L labels of texts, X
+columns of any kind.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hacl.losses.checks import check_options, check_shapes
 from hacl.losses.gather import Gather
-from hacl.losses.info_nce import POSITIVES, first_is_positive, info_nce, share_label
+from hacl.losses.info_nce import first_is_positive, info_nce, listed_labels
 
-HARD_SCOPES = ("own", "local", "global")
 Report = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -34,6 +35,7 @@ def contrastive_loss(
     hallucinated_mask_BK: Tensor,
     image_ids_B: Tensor,
     caption_keys_BC: Tensor,
+    hallucinated_keys_BK: Tensor | None = None,
     hard_scope: str = "own",
     positives: str = "mean_log",
     exclude_other_positives: bool = False,
@@ -49,16 +51,19 @@ def contrastive_loss(
 
     Features are as the heads give them, in any floating dtype: they are upcast to fp32 (fp64 stays) and L2-normalised
     here; masked entries are ignored whatever they hold. s is cosine similarity, tau = exp(-log_inverse_temperature),
-    a (1,) tensor already bounded. Masks are true for real entries; `image_ids_B` and `caption_keys_BC` are int64, equal
-    for the same image and the same text. K may be 0, and C and K may differ between ranks.
+    a (1,) tensor already bounded. Masks are true for real entries; `image_ids_B`, `caption_keys_BC` and
+    `hallucinated_keys_BK` are int64, equal for the same image and the same text; keys of captions and of hallucinated
+    captions are of one kind. K may be 0, and C and K may differ between ranks.
 
     Image to text: anchors are this rank's images; columns are the captions of all ranks and hallucinated captions,
     those of the anchor's own sample (`hard_scope="own"`, the paper), of every sample of this rank ("local", the
     released code) or of all ranks ("global"). Text to image: anchors are this rank's captions, columns the images of
     all ranks. In both directions everything that carries the anchor's image id is a positive, and a caption whose text
-    is also given for the other image of a pair makes that pair no negative: it leaves the denominator. With
-    `mask_false_negatives=False` ids and texts are not looked at: only a sample's own captions are its positives and
-    the rest are negatives. An anchor without a positive is no anchor.
+    is also given for the other image of a pair makes that pair no negative: it leaves the denominator. So does, image
+    to text, a hallucinated caption whose text is a caption of the anchor's image: it is true there, whosever it is.
+    The further terms leave out such a pair of an image and its own. `hallucinated_keys_BK=None`: texts of hallucinated
+    captions are not looked at, all stay. With `mask_false_negatives=False` ids and texts are not looked at: only a
+    sample's own captions are its positives and the rest are negatives. An anchor without a positive is no anchor.
 
     positives: "mean_log" averages the log-probability over an anchor's positives, "log_sum" takes the log of their
     summed probability; with one positive both are InfoNCE. exclude_other_positives (mean_log only): the denominator
@@ -81,20 +86,22 @@ def contrastive_loss(
 
     Raises ValueError for unknown options and shapes that do not belong together.
     """
-    _check_options(hard_scope, positives, exclude_other_positives, hard_weight)
-    _check_shapes(
+    check_options(hard_scope, positives, exclude_other_positives, hard_weight)
+    check_shapes(
         image_BP, caption_BCP, hallucinated_BKP, image_mask_B, caption_mask_BC, hallucinated_mask_BK, image_ids_B,
-        caption_keys_BC,
+        caption_keys_BC, hallucinated_keys_BK,
     )  # fmt: skip
     gather = gather or Gather(alone=True)
     with torch.autocast(image_BP.device.type, enabled=False):
         batch = _union_batch(
             image_BP, caption_BCP, hallucinated_BKP, image_mask_B, caption_mask_BC, hallucinated_mask_BK, image_ids_B,
-            caption_keys_BC, mask_false_negatives, hard_scope == "global", gather,
+            caption_keys_BC, hallucinated_keys_BK, mask_false_negatives, hard_scope == "global", gather,
         )  # fmt: skip
         scale = log_inverse_temperature.to(batch.image_BP.dtype).exp()
+        positive_BM = _captions_of_images(batch)
+        said_BL = listed_labels(positive_BM, batch.text_label_M, batch.num_texts + 1)
         i2t_B, is_i2t_B, report = _image_to_text(
-            batch, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin
+            batch, positive_BM, said_BL, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin
         )
         t2i_A, is_t2i_A, t2i_report = _text_to_image(batch, scale, positives, exclude_other_positives)
         report |= t2i_report
@@ -102,7 +109,7 @@ def contrastive_loss(
 
         own_BC = torch.einsum("bp,bcp->bc", batch.image_BP, batch.caption_BCP)
         own_BK = torch.einsum("bp,bkp->bk", batch.image_BP, batch.hallucinated_BKP)
-        is_own_BK = batch.is_hallucinated_BK & batch.is_image_B[:, None]
+        is_own_BK = batch.is_hallucinated_BK & batch.is_image_B[:, None] & ~said_BL.gather(1, _own_labels(batch))
         gap_BCK = own_BC[:, :, None] - own_BK[:, None, :]
         is_gap_BCK = batch.is_caption_BC[:, :, None] & is_own_BK[:, None, :]
         report["hard_similarity"] = _sum_and_count(own_BK, is_own_BK)
@@ -139,12 +146,14 @@ class _Batch:
     is_hallucinated_NK: Tensor | None
     image_label_N: Tensor
     text_label_M: Tensor
+    hallucinated_label_NK: Tensor  # of the same texts as text_label_M; num_texts where the text is not looked at
+    num_texts: int
     first: int  # this rank's samples are first .. first + B of the union batch
 
 
 def _union_batch(
     image_BP, caption_BCP, hallucinated_BKP, is_image_B, is_caption_BC, is_hallucinated_BK, image_ids_B,
-    caption_keys_BC, use_identities, gather_hallucinated, gather,
+    caption_keys_BC, hallucinated_keys_BK, use_identities, gather_hallucinated, gather,
 ) -> _Batch:  # fmt: skip
     """Three exchanges whatever the rank holds: shapes, integers, features."""
     features = (image_BP, caption_BCP, hallucinated_BKP)
@@ -156,14 +165,19 @@ def _union_batch(
     counts_W = [shape[0] for shape in shapes_W]
     C, K = max(shape[1] for shape in shapes_W), max(shape[2] for shape in shapes_W)
     is_caption_BC, caption_keys_BC = _widen(is_caption_BC, C), _widen(caption_keys_BC, C)
-    is_hallucinated_BK = _widen(is_hallucinated_BK, K)
+    is_keyed_BK = torch.full_like(is_hallucinated_BK, hallucinated_keys_BK is not None)
+    if hallucinated_keys_BK is None:
+        hallucinated_keys_BK = torch.zeros_like(is_hallucinated_BK, dtype=torch.int64)
+    hallucinated_BK = [_widen(x, K) for x in (is_hallucinated_BK, is_keyed_BK, hallucinated_keys_BK)]
+    is_hallucinated_BK = hallucinated_BK[0]
     image_BP = _unit(image_BP, is_image_B, dtype)
     caption_BCP = _unit(_widen(caption_BCP, C), is_caption_BC, dtype)
     hallucinated_BKP = _unit(_widen(hallucinated_BKP, K), is_hallucinated_BK, dtype)
 
-    integers = [is_image_B[:, None], image_ids_B[:, None], is_caption_BC, caption_keys_BC, is_hallucinated_BK]
+    integers = [is_image_B[:, None], image_ids_B[:, None], is_caption_BC, caption_keys_BC, *hallucinated_BK]
     integers_N = gather.rows(torch.cat([x.to(torch.int64) for x in integers], dim=1), counts_W)
-    is_image_N, image_ids_N, is_caption_NC, keys_NC, is_hallucinated_NK = integers_N.split([1, 1, C, C, K], dim=1)
+    is_image_N, image_ids_N, is_caption_NC, keys_NC, *hallucinated_NK = integers_N.split([1, 1, C, C, K, K, K], dim=1)
+    is_hallucinated_NK, is_keyed_NK, hallucinated_keys_NK = hallucinated_NK
 
     blocks = [image_BP[:, None], caption_BCP] + ([hallucinated_BKP] if gather_hallucinated else [])
     packed = torch.cat(blocks, dim=1)
@@ -171,12 +185,14 @@ def _union_batch(
         packed.requires_grad_()  # the backward of the gather is a collective: no rank may skip it
     packed_N = gather.rows(packed, counts_W)
 
+    texts_NX = torch.cat([keys_NC, hallucinated_keys_NK], dim=1)
     if use_identities:
         image_label_N = torch.unique(image_ids_N.flatten(), return_inverse=True)[1]
-        text_label_M = torch.unique(keys_NC.flatten(), return_inverse=True)[1]
+        text_label_NX = torch.unique(texts_NX, return_inverse=True)[1]
     else:
         image_label_N = torch.arange(len(integers_N), device=integers_N.device)
-        text_label_M = torch.arange(keys_NC.numel(), device=integers_N.device)
+        text_label_NX = torch.arange(texts_NX.numel(), device=integers_N.device).view_as(texts_NX)
+        is_keyed_NK = torch.zeros_like(is_keyed_NK)
     return _Batch(
         image_BP=image_BP,
         caption_BCP=caption_BCP,
@@ -191,30 +207,43 @@ def _union_batch(
         is_caption_M=is_caption_NC.flatten().bool(),
         is_hallucinated_NK=is_hallucinated_NK.bool(),
         image_label_N=image_label_N,
-        text_label_M=text_label_M,
+        text_label_M=text_label_NX[:, :C].flatten(),
+        hallucinated_label_NK=torch.where(is_keyed_NK.bool(), text_label_NX[:, C:], texts_NX.numel()),
+        num_texts=texts_NX.numel(),
         first=sum(counts_W[: gather.rank]),
     )
 
 
-def _image_to_text(batch: _Batch, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin):
+def _captions_of_images(batch: _Batch) -> Tensor:
+    """(B, M): which captions of all ranks are of each image of this rank."""
     B, C = batch.is_caption_BC.shape
     image_label_B = batch.image_label_N[batch.first : batch.first + B]
     image_label_M = batch.image_label_N.repeat_interleave(C)
+    return (image_label_B[:, None] == image_label_M) & batch.is_caption_M & batch.is_image_B[:, None]
+
+
+def _own_labels(batch: _Batch) -> Tensor:
+    return batch.hallucinated_label_NK[batch.first : batch.first + len(batch.image_BP)]
+
+
+def _image_to_text(
+    batch: _Batch, positive_BM, said_BL, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin
+):
+    """said_BL: which texts, by label, are captions of each image; no column of such a text is a negative."""
     is_image_B1 = batch.is_image_B[:, None]
-    positive_BM = (image_label_B[:, None] == image_label_M) & batch.is_caption_M & is_image_B1
-    describes_BM = share_label(positive_BM, batch.text_label_M, batch.text_label_M)
-    negative_BM = ~describes_BM & batch.is_caption_M & is_image_B1
+    negative_BM = ~said_BL[:, batch.text_label_M] & batch.is_caption_M & is_image_B1
     similarity_BM = batch.image_BP @ batch.caption_MP.T
 
     if hard_scope == "own":
         similarity_BH = torch.einsum("bp,bkp->bk", batch.image_BP, batch.hallucinated_BKP)
-        hard_BH = batch.is_hallucinated_BK & is_image_B1
+        hard_BH = batch.is_hallucinated_BK & is_image_B1 & ~said_BL.gather(1, _own_labels(batch))
     else:
         everyone = hard_scope == "global"
         hallucinated_HP = (batch.hallucinated_NKP if everyone else batch.hallucinated_BKP).flatten(0, 1)
         is_hallucinated_H = (batch.is_hallucinated_NK if everyone else batch.is_hallucinated_BK).flatten()
         similarity_BH = batch.image_BP @ hallucinated_HP.T
-        hard_BH = is_hallucinated_H & is_image_B1
+        label_H = (batch.hallucinated_label_NK if everyone else _own_labels(batch)).flatten()
+        hard_BH = is_hallucinated_H & is_image_B1 & ~said_BL[:, label_H]
     if hard_weight == 0:
         hard_BH = torch.zeros_like(hard_BH)
     hard_logit_BH = (similarity_BH + hard_margin) * scale + (math.log(hard_weight) if hard_weight else 0.0)
@@ -239,7 +268,7 @@ def _text_to_image(batch: _Batch, scale, positives, exclude_other_positives):
     image_label_M = batch.image_label_N.repeat_interleave(C)
     is_caption_A1 = batch.is_caption_M[anchors, None]
     same_text_AM = (batch.text_label_M[anchors, None] == batch.text_label_M) & batch.is_caption_M & is_caption_A1
-    described_AN = share_label(same_text_AM, image_label_M, batch.image_label_N)
+    described_AN = listed_labels(same_text_AM, image_label_M, len(batch.image_label_N))[:, batch.image_label_N]
     positive_AN = (image_label_M[anchors, None] == batch.image_label_N) & batch.is_image_N & is_caption_A1
     negative_AN = ~described_AN & batch.is_image_N & is_caption_A1
     similarity_AN = batch.caption_BCP.flatten(0, 1) @ batch.image_NP.T
@@ -258,31 +287,3 @@ def _unit(features: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _widen(entries_BX: Tensor, width: int) -> Tensor:
     return F.pad(entries_BX, [0, 0] * (entries_BX.dim() - 2) + [0, width - entries_BX.shape[1]])
-
-
-def _check_options(hard_scope: str, positives: str, exclude_other_positives: bool, hard_weight: float) -> None:
-    if hard_scope not in HARD_SCOPES:
-        raise ValueError(f"hard_scope is {hard_scope!r}; use one of {', '.join(HARD_SCOPES)}")
-    if positives not in POSITIVES:
-        raise ValueError(f"positives is {positives!r}; use one of {', '.join(POSITIVES)}")
-    if exclude_other_positives and positives == "log_sum":
-        raise ValueError("exclude_other_positives needs positives='mean_log': log_sum has one denominator for all")
-    if hard_weight < 0:
-        raise ValueError(f"hard_weight is {hard_weight}; it multiplies a probability and must be 0 or more")
-
-
-def _check_shapes(image, caption, hallucinated, image_mask, caption_mask, hallucinated_mask, image_ids, keys) -> None:
-    B, P = image.shape
-    C, K = caption.shape[1], hallucinated.shape[1]
-    expected = {
-        "caption_BCP": (caption, (B, C, P)),
-        "hallucinated_BKP": (hallucinated, (B, K, P)),
-        "image_mask_B": (image_mask, (B,)),
-        "caption_mask_BC": (caption_mask, (B, C)),
-        "hallucinated_mask_BK": (hallucinated_mask, (B, K)),
-        "image_ids_B": (image_ids, (B,)),
-        "caption_keys_BC": (keys, (B, C)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but image_BP {(B, P)} makes it {shape}")

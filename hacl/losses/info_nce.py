@@ -1,6 +1,6 @@
 """Softmax cross-entropy over columns of which any number are positives and any number are left out.
 
-Shapes: A anchors, X columns, M listed entries.
+Shapes: A anchors, X columns, M listed entries, L labels.
 """
 
 from __future__ import annotations
@@ -35,13 +35,10 @@ def info_nce(
     return torch.where(is_anchor_A, loss_A, 0), is_anchor_A
 
 
-def share_label(listed_AM: Tensor, label_M: Tensor, label_X: Tensor) -> Tensor:
-    """(A, X): whether anchor a lists, anywhere along M, an entry with the label of column x.
-
-    Labels are int64 and below the larger of M and X.
-    """
-    times = torch.zeros(len(listed_AM), max(len(label_M), len(label_X)), device=listed_AM.device)
-    return times.index_add_(1, label_M, listed_AM.to(times.dtype))[:, label_X] > 0
+def listed_labels(listed_AM: Tensor, label_M: Tensor, num_labels: int) -> Tensor:
+    """(A, L): whether anchor a lists, anywhere along M, an entry with label l of the `num_labels` labels (int64)."""
+    times_AL = torch.zeros(len(listed_AM), num_labels, device=listed_AM.device)
+    return times_AL.index_add_(1, label_M, listed_AM.to(times_AL.dtype)) > 0
 
 
 def first_is_positive(similarity_AX: Tensor, positive_AX: Tensor, negative_AX: Tensor) -> Tensor:

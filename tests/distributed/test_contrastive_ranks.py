@@ -31,6 +31,8 @@ def scenario_batches(name, world_size):
         hallucinated[-1] = 0
     elif name == "one rank empty":
         sizes[0] = 0
+    elif name == "one rank without keys of hallucinated captions":
+        repeats = REPEATED
     elif name == "no hallucinated captions":
         hallucinated = every(0, world_size)
     batches = [
@@ -44,6 +46,8 @@ def scenario_batches(name, world_size):
         batches[-1]["caption_mask_BC"] = torch.zeros(3, 2, dtype=torch.bool)
     elif name == "one rank with negatives but no anchors":
         batches[0]["image_mask_B"] = torch.zeros(3, dtype=torch.bool)
+    elif name == "one rank without keys of hallucinated captions":
+        del batches[0]["hallucinated_keys_BK"]
     elif name == "no anchors anywhere":
         for batch in batches:
             batch["image_mask_B"] = torch.zeros(3, dtype=torch.bool)
@@ -56,6 +60,7 @@ SCENARIOS = (
     "ragged",
     "one rank without hallucinated captions",
     "one rank empty",
+    "one rank without keys of hallucinated captions",
     "no hallucinated captions",
     "one rank without anchors",
     "one rank with negatives but no anchors",

@@ -32,6 +32,7 @@ def random_batch(
         "hallucinated_mask_BK": torch.ones(B, K, dtype=torch.bool),
         "image_ids_B": distinct_or_drawn(images, (B,), generator),
         "caption_keys_BC": distinct_or_drawn(texts, (B, C), generator),
+        "hallucinated_keys_BK": distinct_or_drawn(texts, (B, K), generator),
     }
 
 
@@ -67,8 +68,11 @@ def loop_samples(batch: Batch, rank: int = 0) -> list[LoopSample]:
             )
             if valid
         ]
+        keys = batch.get("hallucinated_keys_BK")
         hallucinated = [
-            h for h, valid in zip(batch["hallucinated_BKP"][b], batch["hallucinated_mask_BK"][b], strict=True) if valid
+            (vector, None if keys is None else int(keys[b, k]))
+            for k, vector in enumerate(batch["hallucinated_BKP"][b])
+            if batch["hallucinated_mask_BK"][b, k]
         ]
         image = batch["image_BP"][b] if batch["image_mask_B"][b] else None
         samples.append(LoopSample(image, int(batch["image_ids_B"][b]), captions, hallucinated, rank))

@@ -1,6 +1,7 @@
 """The contrastive loss as nested Python loops over the union batch: slow, obvious, differentiable.
 
-One list entry per sample: image vector or None, captions [(vector, text key)], hallucinated captions [vector].
+One list entry per sample: image vector or None, captions [(vector, text key)], hallucinated captions [(vector, text
+key or None)].
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class LoopSample:
     image: Tensor | None
     image_id: int
     captions: list[tuple[Tensor, int]] = field(default_factory=list)
-    hallucinated: list[Tensor] = field(default_factory=list)
+    hallucinated: list[tuple[Tensor, int | None]] = field(default_factory=list)
     rank: int = 0
 
 
@@ -63,6 +64,9 @@ def contrastive_loop(
     def is_true_pair(i, j, key):
         return (samples[i].image_id, key) in true_pairs if identities else i == j
 
+    def is_said_of(i, key):
+        return identities and key is not None and (samples[i].image_id, key) in true_pairs
+
     i2t, t2i, i2t_top1, t2i_top1, positive_s, negative_s, effective = [], [], [], [], [], [], []
     for i, row in enumerate(samples):
         if row.image is None:
@@ -83,7 +87,7 @@ def contrastive_loop(
         for j, other in enumerate(samples):
             in_scope = {"own": i == j, "local": row.rank == other.rank, "global": True}[hard_scope]
             if in_scope and hard_weight:
-                hard += [cosine(row.image, h) for h in other.hallucinated]
+                hard += [cosine(row.image, h) for h, key in other.hallucinated if not is_said_of(i, key)]
         weights = [torch.exp(s * scale) for s in negative] + [
             hard_weight * torch.exp((s + hard_margin) * scale) for s in hard
         ]
@@ -107,10 +111,12 @@ def contrastive_loop(
                 t2i_top1.append(all(max(positive) > s for s in negative))
 
     hard_s, wins, t2i_hard, margins = [], [], [], []
-    for row in samples:
+    for i, row in enumerate(samples):
         if row.image is None:
             continue
-        for h in row.hallucinated:
+        for h, key in row.hallucinated:
+            if is_said_of(i, key):
+                continue
             s_h = cosine(row.image, h)
             hard_s.append(s_h)
             t2i_hard.append(sigmoid_loss(-s_h * scale))

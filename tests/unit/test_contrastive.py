@@ -170,6 +170,33 @@ def test_captions_of_the_same_image_are_positives_and_equal_texts_leave_the_deno
     assert int(report["negative_similarity"][1]) == 1 + 1 + 2 + 3
 
 
+@pytest.mark.parametrize(("scope", "left"), [("own", [1, 0, 1]), ("local", [1, 1, 3]), ("global", [1, 1, 3])])
+def test_a_hallucinated_caption_that_is_a_caption_of_the_image_leaves_the_denominator(scope, left):
+    batch = random_batch(5, B=3, C=1, K=1)
+    batch["image_ids_B"] = torch.tensor([8, 8, 3])
+    batch["caption_keys_BC"] = torch.tensor([[1], [2], [4]])
+    batch["hallucinated_keys_BK"] = torch.tensor([[9], [1], [2]])
+    # Image 8 has captions 1 and 2: it keeps 9 alone, of its first row. Image 3 has caption 4 and keeps all.
+    for row, (hard, captions) in enumerate(zip(left, [1, 1, 2], strict=True)):
+        alone = dict(batch)
+        alone["image_mask_B"] = torch.arange(3) == row
+        _, report = loss_and_report(alone, hard_scope=scope)
+        assert int(report["effective_negatives"][0]) == hard + captions, row
+    _, report = loss_and_report(batch, hard_scope=scope)
+    assert int(report["hard_similarity"][1]) == 2
+
+
+def test_without_keys_or_with_identities_ignored_every_hallucinated_caption_stays():
+    batch = random_batch(5, B=4, C=1, K=2, images=2, texts=3)
+    keyless = {name: value for name, value in batch.items() if name != "hallucinated_keys_BK"}
+    assert_same(*both(keyless, hard_scope="global"))
+    _, report = loss_and_report(keyless, hard_scope="global")
+    _, keyed_report = loss_and_report(batch, hard_scope="global")
+    assert int(report["hard_similarity"][1]) == 8 > int(keyed_report["hard_similarity"][1])
+    ignored, _ = loss_and_report(batch, hard_scope="global", mask_false_negatives=False)
+    assert torch.equal(ignored, loss_and_report(keyless, hard_scope="global", mask_false_negatives=False)[0])
+
+
 def test_bf16_features_are_upcast_before_they_are_normalised():
     batch = random_batch(6, B=8, C=1, K=1, P=64, dtype=torch.bfloat16)
     scale = torch.tensor([math.log(1 / 0.01)])
