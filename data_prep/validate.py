@@ -9,8 +9,9 @@ examples:
     python data_prep/validate.py train.jsonl val.jsonl --json report.json
 
 Checked: JSON, keys and types, empty texts, duplicate ids, captions and hallucinated captions, hallucinated captions
-that equal a caption or add an object that is annotated, spans, types, image marks, image paths; with --images also
-that each image exists below the folder, is of a sane size and decodes. Exit status 1 if anything is wrong.
+that equal a caption or add an object that is annotated, spans, types, conversations without an answer or with turns out
+of order, image marks, image paths; with --images also that each image exists below the folder, is of a sane size and
+decodes. Exit status 1 if anything is wrong.
 """
 
 import argparse

@@ -86,7 +86,11 @@ class Fields:
             return ()
         if not isinstance(value, list):
             raise self.error("conversations", f"expected a list of turns, found {kind_of(value)}", "write a JSON list")
-        return tuple(self._turn(f"conversations[{index}]", turn) for index, turn in enumerate(value))
+        turns = tuple(self._turn(f"conversations[{index}]", turn) for index, turn in enumerate(value))
+        if turns and turns[0].role != "user":
+            fix = "chat templates begin with the user: add a question or remove the turn"
+            raise self.error("conversations[0]", "the first turn is the assistant's", fix)
+        return turns
 
     def _turn(self, key: str, turn: Any) -> Turn:
         if not isinstance(turn, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from hacl.data.images import check_relative, load_image, resolve_image
@@ -93,9 +94,22 @@ def _text_problems(record: Record, lexicon: Lexicon) -> Iterator[tuple[str, str]
         if names := _present(caption, record, lexicon):
             what = ", ".join(names)
             yield "object is present", f"hallucinated[{index}] adds {what}, which `objects` says is there; rewrite it"
+    yield from _conversation_problems(record)
+
+
+def _conversation_problems(record: Record) -> Iterator[tuple[str, str]]:
+    """What a chat template cannot render, or renders without anything to learn from."""
+    roles = [turn.role for turn in record.conversation]
+    if roles and "assistant" not in roles:
+        yield "no answer", "no turn of the assistant, so the conversation gives no label; add an answer or remove it"
+    for index, (before, role) in enumerate(pairwise(roles), start=1):
+        if before == role:
+            yield "turns", f"conversations[{index}] is a second turn of the {role} in a row; join the two"
     marks = sum(turn.text.count("<image>") for turn in record.conversation)
     if record.conversation and marks != len(record.images):
         yield "image marks", f"{len(record.images)} image(s) but {marks} <image> mark(s); write one mark per image"
+    if not record.conversation and len(record.images) > 1:
+        yield "image marks", f"{len(record.images)} images without a conversation that places them; write one"
 
 
 def _present(caption: HallucinatedCaption, record: Record, lexicon: Lexicon) -> list[str]:

@@ -150,6 +150,7 @@ def test_no_annotation_and_no_objects_are_different_things():
         ({"conversations": [{"from": "robot", "value": "x"}]}, "conversations[0]"),
         ({"conversations": [{"from": "human", "value": ["x"]}]}, "conversations[0]"),
         ({"conversations": "hi"}, "conversations"),
+        ({"conversations": [{"from": "gpt", "value": "a dog"}]}, "conversations[0]"),
         ({"captions": ["\ud800"]}, "captions[0]"),
     ],
 )

@@ -19,6 +19,8 @@ from tests.photographs import coco_mini  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"id": "1", "image": "a.jpg", "captions": ["a dog on a couch"], "objects": {"dog": 1, "couch": 1}}
+QUESTION = {"role": "user", "content": "<image> what?"}
+ANSWER = {"role": "assistant", "content": "a dog"}
 
 
 def command(script, *arguments, **options):
@@ -58,7 +60,14 @@ def test_a_good_file_has_no_problems(tmp_path):
         ({"image": "../a.jpg"}, "image path"),
         ({"image": "/a.jpg"}, "image path"),
         ({"image": "https://example.org/a.jpg"}, "image path"),
-        ({"conversations": [{"role": "user", "content": "what?"}]}, "image marks"),
+        ({"conversations": [{"role": "user", "content": "what?"}, ANSWER]}, "image marks"),
+        ({"image": ["a.jpg", "b.jpg"]}, "image marks"),
+        ({"conversations": [QUESTION]}, "no answer"),
+        ({"conversations": [QUESTION], "captions": []}, "no answer"),
+        ({"conversations": [QUESTION, {"role": "user", "content": "well?"}, ANSWER]}, "turns"),
+        ({"conversations": [QUESTION, ANSWER, ANSWER]}, "turns"),
+        ({"conversations": [ANSWER, {**QUESTION, "content": "what?"}], "image": []}, "bad record"),
+        ({"conversations": [QUESTION, {**ANSWER, "content": " "}]}, "bad record"),
     ],
 )  # fmt: skip
 def test_each_fault_is_found_in_its_record(tmp_path, change, kind):
