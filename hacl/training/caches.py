@@ -24,23 +24,26 @@ from hacl.training import manifest, runtime
 from hacl.training.objective import HaclModel, constant_text, is_frozen, text_states
 
 SHARD_BYTES = 256 * 2**20
-INDEX = "index.json"
 
 
 class RowStore:
-    """Rows of one shape in safetensors shards, found by string key. `rows(keys)` copies only the rows asked for."""
+    """Rows of one shape in safetensors shards, found by string key. `rows(keys)` copies only the rows asked for.
+
+    Beside each shard lies a JSON file with its keys and what the rows were made from, written last: a shard is either
+    complete or unseen, an interruption keeps those that are done, and several runs may extend one folder.
+    """
 
     def __init__(self, folder: Path, meta: dict):
         self.folder, self.meta = folder, meta
         self._shards: list[str] = []
         self._place: dict[str, tuple[int, int]] = {}
         self._open: dict[int, Tensor] = {}
-        if (folder / INDEX).is_file():
-            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        for listing in sorted(folder.glob("rows-*.json")):
+            content = json.loads(listing.read_text(encoding="utf-8"))
             if content["meta"] != meta:
-                raise ValueError(f"{folder}: made from something else, {content['meta']}; set train.cache_dir")
-            for name, keys in content["shards"].items():
-                self._register(name, keys)
+                raise ValueError(f"{listing}: made from something else, {content['meta']}; set train.cache_dir")
+            if listing.with_suffix(".safetensors").is_file():
+                self._register(listing.stem, content["keys"])
 
     def _register(self, name: str, keys: Sequence[str]) -> None:
         number = len(self._shards)
@@ -53,10 +56,8 @@ class RowStore:
     def extend(self, keys: Sequence[str], compute: Callable[[Sequence[str]], Tensor], batch: int) -> None:
         """Add the keys that are missing. Every rank calls this with the same keys and computes its share.
 
-        compute: some keys -> (len(keys), ...) rows on the CPU.
+        compute: some keys -> (len(keys), ...) rows on the CPU. What was computed before an error is kept.
         """
-        from safetensors.torch import save_file
-
         ranks, rank = runtime.world_size(), runtime.rank()
         missing = [key for key in dict.fromkeys(keys) if key not in self._place]
         mine, written = missing[rank::ranks], {}
@@ -66,40 +67,37 @@ class RowStore:
 
         def flush() -> None:
             if pending_keys:
-                digest = hashlib.blake2b("".join(pending_keys).encode(), digest_size=8).hexdigest()
-                name = f"rows-{digest}.safetensors"
-                temporary = self.folder / f"{name}.{os.getpid()}.tmp"
-                save_file({"rows": torch.cat(pending).contiguous()}, temporary, metadata={"format": "pt"})
-                os.replace(temporary, self.folder / name)
-                written[name] = list(pending_keys)
+                written[self._write_shard(pending_keys, torch.cat(pending))] = list(pending_keys)
                 pending.clear()
                 pending_keys.clear()
 
         size = 0
-        for start in range(0, len(mine), batch):
-            chosen = mine[start : start + batch]
-            rows = compute(chosen)
-            pending.append(rows)
-            pending_keys += chosen
-            size += rows.numel() * rows.element_size()
-            if size >= SHARD_BYTES:
-                flush()
-                size = 0
-        flush()
+        try:
+            for start in range(0, len(mine), batch):
+                chosen = mine[start : start + batch]
+                rows = compute(chosen)
+                pending.append(rows)
+                pending_keys += chosen
+                size += rows.numel() * rows.element_size()
+                if size >= SHARD_BYTES:
+                    flush()
+                    size = 0
+        finally:
+            flush()
         for part in _all_ranks(written):
             for name, shard_keys in part.items():
                 self._register(name, shard_keys)
-        if rank == 0:
-            self._write_index()
-        _all_ranks(None)
 
-    def _write_index(self) -> None:
-        shards: dict[str, list[str]] = {name: [] for name in self._shards}
-        for key, (number, _) in sorted(self._place.items(), key=lambda item: item[1]):
-            shards[self._shards[number]].append(key)
-        temporary = self.folder / f"{INDEX}.tmp"
-        temporary.write_text(json.dumps({"meta": self.meta, "shards": shards}), encoding="utf-8")
-        os.replace(temporary, self.folder / INDEX)
+    def _write_shard(self, keys: Sequence[str], rows: Tensor) -> str:
+        from safetensors.torch import save_file
+
+        name = "rows-" + hashlib.blake2b("\n".join(keys).encode(), digest_size=8).hexdigest()
+        temporary = self.folder / f"{name}.{os.getpid()}.tmp"
+        save_file({"rows": rows.contiguous()}, temporary, metadata={"format": "pt"})
+        os.replace(temporary, self.folder / f"{name}.safetensors")
+        temporary.write_text(json.dumps({"meta": self.meta, "keys": list(keys)}), encoding="utf-8")
+        os.replace(temporary, self.folder / f"{name}.json")
+        return name
 
     def rows(self, keys: Sequence[str]) -> Tensor:
         """Rows of the keys, in order, copied to ordinary memory. Raises KeyError naming a key that is not there."""
@@ -109,7 +107,8 @@ class RowStore:
             if number not in self._open:
                 from safetensors.torch import load_file
 
-                self._open[number] = load_file(self.folder / self._shards[number])["rows"]  # memory-mapped
+                file = self.folder / f"{self._shards[number]}.safetensors"
+                self._open[number] = load_file(file)["rows"]  # memory-mapped
             found.append(self._open[number][row])
         return torch.stack(found)
 
@@ -192,23 +191,40 @@ def prepare(config: Config, inputs, model: HaclModel) -> Stores:
     return stores
 
 
-def _store(root: Path, kind: str, meta: dict) -> RowStore:
+def open_store(root: Path, kind: str, meta: dict) -> RowStore:
     name = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=6).hexdigest()
     return RowStore(root / f"{kind}-{name}", meta)
 
 
-def _features(root: Path, folder: Path, inputs, model: HaclModel, device: torch.device) -> FeatureCache:
-    processor = inputs.processor.image_processor
-    settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
-    tower = model.adapter.vision_tower
-    dtype = next(tower.parameters()).dtype
-    meta = {
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _config_digest(config) -> str:
+    """Names a (sub)configuration by what can change its module's output; where it lay and who saved it cannot."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return _digest(json.dumps(settings, sort_keys=True, default=str))
+
+
+def vision_meta(folder: Path, inputs, model: HaclModel) -> dict:
+    """All that decides the features of an image: weights, tower, preprocessing, selection, dtype."""
+    settings = json.dumps(inputs.processor.image_processor.to_dict(), sort_keys=True, default=str)
+    selection = model.adapter.model.config
+    return {
         "kind": "vision features before the projector",
         "weights": manifest.fingerprint(folder, ("vision_tower",)),
-        "preprocessing": hashlib.blake2b(settings.encode(), digest_size=8).hexdigest(),
-        "selected": str(getattr(model.adapter.model.config, "vision_feature_layer", None)),
-        "dtype": str(dtype),
+        "tower": _config_digest(selection.vision_config),
+        "preprocessing": _digest(settings),
+        "layer": str(getattr(selection, "vision_feature_layer", None)),
+        "strategy": str(getattr(selection, "vision_feature_select_strategy", None)),
+        "tokens": inputs.encoder.num_image_tokens,
+        "dtype": str(next(model.adapter.vision_tower.parameters()).dtype),
     }
+
+
+def _features(root: Path, folder: Path, inputs, model: HaclModel, device: torch.device) -> FeatureCache:
+    processor = inputs.processor.image_processor
+    dtype = next(model.adapter.vision_tower.parameters()).dtype
     keys: dict[str, str] = {}
     for record in (*inputs.records, *inputs.eval_records):
         for path in record.images:
@@ -223,7 +239,7 @@ def _features(root: Path, folder: Path, inputs, model: HaclModel, device: torch.
         pixels = [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
         return model.adapter.vision_features(torch.stack(pixels).to(device, dtype)).cpu()
 
-    store = _store(root, "vision", meta)
+    store = open_store(root, "vision", vision_meta(folder, inputs, model))
     store.extend(list(files), compute, batch=16)
     return FeatureCache(store, keys)
 
@@ -236,6 +252,7 @@ def _texts(root: Path, folder: Path, config: Config, inputs, model: HaclModel, d
     meta = {
         "kind": "pooled text states before the heads",
         "weights": manifest.fingerprint(folder, ("language_model", "embed_tokens")),
+        "decoder": _config_digest(model.adapter.decoder.config),
         "layer": objective.layer,
         "pool": objective.text_pool,
         "dtype": str(dtype),
@@ -251,6 +268,6 @@ def _texts(root: Path, folder: Path, config: Config, inputs, model: HaclModel, d
     def compute(chosen: Sequence[str]) -> Tensor:
         return text_states(model, [roots[key] for key in chosen], encoder=inputs.encoder, device=device).to(dtype)
 
-    store = _store(root, "texts", meta)
+    store = open_store(root, "texts", meta)
     store.extend(sorted(roots, key=lambda key: len(roots[key])), compute, batch=512)
     return TextStateCache(store, model.adapter.hidden_size, dtype)

@@ -35,6 +35,48 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
         RowStore(tmp_path, {"weights": "b"})
 
 
+def test_what_was_computed_before_an_error_is_kept(tmp_path, monkeypatch):
+    """Whole shards, and what was pending when the error came."""
+    monkeypatch.setattr(caches, "SHARD_BYTES", 16)
+
+    def compute(keys):
+        if "5" in keys:
+            raise ValueError("damaged image")
+        return rows_of(keys)
+
+    with pytest.raises(ValueError, match="damaged image"):
+        RowStore(tmp_path, {"kind": "test"}).extend(["1", "2", "3", "4", "5"], compute, batch=1)
+    kept = RowStore(tmp_path, {"kind": "test"})
+    assert torch.equal(kept.rows(["4", "1"]), rows_of(["4", "1"])) and "5" not in kept
+
+
+def test_a_shard_without_its_list_of_keys_is_unseen(tmp_path):
+    RowStore(tmp_path, {"kind": "test"}).extend(["1"], rows_of, batch=1)
+    next(tmp_path.glob("*.json")).unlink()
+    assert "1" not in RowStore(tmp_path, {"kind": "test"})
+
+
+def test_two_runs_may_extend_one_folder(tmp_path):
+    first, second = RowStore(tmp_path, {"kind": "test"}), RowStore(tmp_path, {"kind": "test"})
+    first.extend(["1", "2"], rows_of, batch=2)
+    second.extend(["2", "3"], rows_of, batch=2)
+    assert torch.equal(RowStore(tmp_path, {"kind": "test"}).rows(["1", "3"]), rows_of(["1", "3"]))
+
+
+def test_another_feature_selection_is_another_cache(run):
+    """The same weights with another strategy or layer give other features."""
+    config, inputs, model = run()
+    if not hasattr(model.adapter.model.config, "vision_feature_select_strategy"):
+        pytest.skip("the family selects nothing")
+    before = caches.prepare(config, inputs, model).features._store.folder
+    settings = model.adapter.model.config
+    settings.vision_feature_select_strategy = {"default": "full", "full": "default"}[
+        settings.vision_feature_select_strategy
+    ]
+    meta = caches.vision_meta(caches.manifest.model_folder(config.model.path), inputs, model)
+    assert caches.open_store(before.parent, "vision", meta).folder != before
+
+
 @pytest.fixture
 def run(tiny_model, tmp_path):
     def build(*overrides):
