@@ -23,13 +23,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    from hacl.training.export import export_checkpoint
-    from hacl.training.manifest import MANIFEST, newest_checkpoint
+    from hacl.training.export import export_checkpoint, find_checkpoint
 
     try:
-        checkpoint = arguments.checkpoint
-        if not (checkpoint / MANIFEST).is_file():
-            checkpoint = newest_checkpoint(checkpoint) or checkpoint
+        checkpoint, why = find_checkpoint(arguments.checkpoint)
+        print(f"checkpoint {checkpoint} ({why})", flush=True)
         metrics = json.loads(arguments.metrics.read_text(encoding="utf-8")) if arguments.metrics else None
         out = export_checkpoint(
             checkpoint,

@@ -22,7 +22,7 @@ from hacl.config_io import from_dict
 from hacl.training import build, manifest, weights
 from hacl.training.card import model_card
 
-SIDECAR = "hacl"
+SIDECAR, RESULT = "hacl", "result.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,6 +62,25 @@ def load_finetuned(checkpoint: Path | str, *, base: str | None = None, merge: bo
     return model.eval(), config
 
 
+def find_checkpoint(path: Path | str) -> tuple[Path, str]:
+    """(checkpoint, why this one) for a checkpoint or a run folder.
+
+    Of a run: the one its `result.json` names (the best one with train.best_metric), else the newest complete one.
+    """
+    path = Path(path)
+    if (path / manifest.MANIFEST).is_file():
+        return path, "the one given"
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder; give a checkpoint-N folder or the run folder that holds it")
+    named = path / str(_result(path).get("checkpoint"))
+    if (named / manifest.MANIFEST).is_file():
+        return named, f"named by {path / RESULT}"
+    newest = manifest.newest_checkpoint(path)
+    if newest is None:
+        raise manifest.CheckpointError(f"{path}: no complete checkpoint in it; give a checkpoint-N or a run folder")
+    return newest, "the newest complete one"
+
+
 def export_checkpoint(
     checkpoint: Path | str,
     out: Path | str,
@@ -74,16 +93,22 @@ def export_checkpoint(
     """Write the exported folder and return it.
 
     dtype: "float32", "bfloat16" or "float16"; None keeps the dtype of the base checkpoint. metrics: for the model card,
-    beside those of the run's `result.json`. The folder appears at `out` only when it is whole and verified; an `out`
-    that exists is refused.
+    beside those of the run's `result.json` if that names this checkpoint. The folder appears at `out` only when it is
+    whole and verified; an `out` that exists is refused.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it or choose another --out")
-    model, config = load_finetuned(checkpoint, base=base)
+    model, config = load_finetuned(checkpoint, base=base, merge=False)
     processor = build.load_processor(config.model if base is None else _moved(config, base).model)
     content = manifest.read_manifest(checkpoint)
     target = DTYPES[dtype] if dtype else _stored_dtype(base or config.model.path, config.model.revision)
+    encoder = build.build_encoder(processor, config.data)
+    unmerged_logits = None
+    if config.model.lora.rank:
+        if verify:
+            unmerged_logits = _logits(model, processor, encoder)
+        model = model.merge_and_unload()
     model = model.to(target)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
@@ -94,12 +119,10 @@ def export_checkpoint(
         card = model_card(config, content, {**_run_metrics(checkpoint), **(metrics or {})})
         (temporary / "README.md").write_text(card, encoding="utf-8")
         if verify:
-            encoder = build.build_encoder(processor, config.data)
             logits = write_probe(model, processor, encoder, temporary / "probe")
             report = check_reload(temporary)
-            if config.model.lora.rank:
-                unmerged, _ = load_finetuned(checkpoint, base=base, merge=False)
-                _check_merge(unmerged, processor, encoder, logits, target, report)
+            if unmerged_logits is not None:
+                _check_merge(unmerged_logits, logits, target, report)
             shutil.rmtree(temporary / "probe")
             (temporary / SIDECAR / "verified.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         os.replace(temporary, out)
@@ -120,18 +143,36 @@ def _stored_dtype(path: str, revision: str | None) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
+def _result(run: Path) -> dict[str, Any]:
+    path = run / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def _run_metrics(checkpoint: Path) -> dict[str, Any]:
-    result = checkpoint.parent / "result.json"
-    return json.loads(result.read_text(encoding="utf-8"))["metrics"] if result.is_file() else {}
+    """Metrics of the run, where they are of this checkpoint."""
+    result = _result(checkpoint.resolve().parent)
+    return result["metrics"] if result.get("checkpoint") == checkpoint.resolve().name else {}
 
 
 def _write_sidecar(checkpoint: Path, folder: Path, config: Config) -> None:
-    """Heads, temperature and the settings they need; nothing a stock class would read."""
+    """Heads, temperature and the settings they need, without folders; nothing a stock class would read."""
     folder.mkdir()
     if (checkpoint / weights.HEADS).is_file():
         shutil.copyfile(checkpoint / weights.HEADS, folder / weights.HEADS)
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1), encoding="utf-8")
-    shutil.copyfile(checkpoint / manifest.MANIFEST, folder / "training_manifest.json")
+    content = json.loads((checkpoint / manifest.MANIFEST).read_text(encoding="utf-8"))
+    for name, values in (("config.json", to_dict(config)), ("training_manifest.json", content)):
+        (folder / name).write_text(json.dumps(without_folders(values), indent=1), encoding="utf-8")
+
+
+def without_folders(value: Any) -> Any:
+    """Nested JSON with every absolute (or home) path cut to its last part."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or os.path.isabs(value)):
+        return Path(value).name
+    return value
 
 
 @torch.no_grad()
@@ -158,11 +199,15 @@ def _probe_inputs(processor, encoder, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _check_merge(unmerged: nn.Module, processor, encoder, merged_logits: Tensor, dtype: torch.dtype, report: dict):
+def _logits(model: nn.Module, processor, encoder) -> Tensor:
+    """Logits of a model in fp32 for the inputs of the probe."""
+    return model(**_probe_inputs(processor, encoder, torch.float32)).logits.float()
+
+
+def _check_merge(unmerged_logits: Tensor, merged_logits: Tensor, dtype: torch.dtype, report: dict) -> None:
     """The merged weights must say what base plus adapter said, within the precision they are stored in."""
-    logits = unmerged(**_probe_inputs(processor, encoder, torch.float32)).logits.float()
-    allowed = (1e-4 if dtype == torch.float32 else 5e-2) * max(float(logits.abs().max()), 1.0)
-    difference = float((logits - merged_logits).abs().max())
+    allowed = (1e-4 if dtype == torch.float32 else 5e-2) * max(float(unmerged_logits.abs().max()), 1.0)
+    difference = float((unmerged_logits - merged_logits).abs().max())
     report["max_merge_difference"] = difference
     if difference > allowed:
         raise ExportError(f"merging LoRA changed the logits by {difference:.3g}, more than {allowed:.3g}")

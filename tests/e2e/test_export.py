@@ -33,7 +33,8 @@ def trained(tmp_path, base, *overrides):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_an_export_opens_with_stock_classes_in_a_fresh_process(tmp_path, request, family, lora):
     how = ["model.preset=stage1-llm"] + (["model.lora.rank=4", "model.learning_rate.llm=0.1"] if lora else [])
-    checkpoint = trained(tmp_path, request.getfixturevalue(f"tiny_{family}"), *how)
+    base = request.getfixturevalue(f"tiny_{family}")
+    checkpoint = trained(tmp_path, base, *how)
     out = export.export_checkpoint(checkpoint, tmp_path / "model", metrics={"chair_i": 0.25})
     report = json.loads((out / "hacl/verified.json").read_text())
     assert report["unexpected_keys"] == report["missing_keys"] == [] and report["chat_template"]
@@ -43,7 +44,36 @@ def test_an_export_opens_with_stock_classes_in_a_fresh_process(tmp_path, request
     assert not any("lora" in name or "heads" in name for name in stored)
     card = (out / "README.md").read_text()
     assert "| chair_i | 0.25 |" in card and "records.jsonl" in card and "train_loss" in card
-    assert str(tmp_path) not in card, "a card names no machine path"
+    for path in [*out.glob("*.json"), *out.glob("*.md"), *out.glob("hacl/*.json")]:
+        assert str(tmp_path) not in path.read_text() and str(base) not in path.read_text(), f"{path}: a machine path"
+    assert export.load_exported_heads(out, 32) is not None
+
+
+def test_a_run_folder_means_the_checkpoint_its_result_names_and_only_that_one_gets_its_metrics(tmp_path, tiny_llava):
+    last = trained(tmp_path, tiny_llava, "train.save_steps=1")
+    first = last.with_name("checkpoint-1")
+    assert export.find_checkpoint(last.parent)[0] == last
+    card = export.export_checkpoint(first, tmp_path / "first", verify=False) / "README.md"
+    assert "train_loss" not in card.read_text(), "the metrics of the run are not those of an earlier checkpoint"
+    result = json.loads((last.parent / "result.json").read_text())
+    (last.parent / "result.json").write_text(json.dumps({**result, "checkpoint": "checkpoint-1"}))
+    assert export.find_checkpoint(last.parent) == (first, f"named by {last.parent / 'result.json'}")
+    (last.parent / "result.json").unlink()
+    assert export.find_checkpoint(last.parent) == (last, "the newest complete one")
+
+
+def test_the_check_of_merged_lora_loads_the_base_once(tmp_path, tiny_llava, monkeypatch):
+    how = ("model.preset=stage1-llm", "model.lora.rank=4", "model.learning_rate.llm=0.1")
+    checkpoint = trained(tmp_path, tiny_llava, *how)
+    loads, genuine = [], export.load_finetuned
+
+    def counted(*arguments, **options):
+        loads.append(arguments)
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(export, "load_finetuned", counted)
+    out = export.export_checkpoint(checkpoint, tmp_path / "model")
+    assert len(loads) == 1 and "max_merge_difference" in json.loads((out / "hacl/verified.json").read_text())
 
 
 def test_the_exported_weights_are_the_trained_ones_and_differ_from_the_base(tmp_path, tiny_llava):
