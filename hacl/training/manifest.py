@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hacl.config import Config
+from hacl.data.records import Record, record_to_json
 
 MANIFEST = "manifest.json"
 FORMAT = "hacl-checkpoint-1"
@@ -86,12 +87,11 @@ def fingerprint(folder: Path | str, parts: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
-def data_fingerprint(records: Iterable[Any]) -> str:
-    """Names the training records by id, captions and hallucinated captions, in order."""
+def data_fingerprint(records: Iterable[Record]) -> str:
+    """Names the training records by all they hold, in order: images, texts, conversations, spans, extra keys."""
     digest = hashlib.blake2b(digest_size=8)
     for record in records:
-        texts = (record.id, *record.images, *record.captions, *(h.text for h in record.hallucinated))
-        digest.update("\x1f".join(texts).encode() + b"\x1e")
+        digest.update(json.dumps(record_to_json(record), sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
