@@ -2,6 +2,7 @@
 
     python scripts/pocket.py quickstart                  # one base, three seeds: a demonstration
     python scripts/pocket.py quickstart --full           # six fresh bases: the source of verdicts
+    python scripts/pocket.py quickstart --smoke          # does everything run? numbers mean nothing
     python scripts/pocket.py base --seed 0               # only make (or find) a base; prints its folder
 
 Bases are kept under --cache and found again; finished runs are not repeated, so a stopped run continues where it was.
@@ -31,6 +32,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     start.add_argument("--seeds", type=int, nargs="+", help="tuning seeds per base (default: 0 1 2, or 0 1)")
     start.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     start.add_argument("--split", choices=("val", "test"), default="test", help="val is for choosing settings")
+    start.add_argument("--smoke", action="store_true", help="a minute, hardly trained: checks the machinery only")
     start.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="override every arm's config")
     base = steps.add_parser("base", help="train one base, or find it")
     base.add_argument("--seed", type=int, default=0)
@@ -57,23 +59,31 @@ def quickstart(arguments: argparse.Namespace) -> int:
     from hacl.report.page import build_report
     from hacl.report.tables import text_table
 
-    full = arguments.full
+    full, smoke = arguments.full, arguments.smoke
     started = time.perf_counter()
-    out = arguments.out or Path("runs/pocket-full" if full else "runs/pocket")
+    out = arguments.out or Path("runs/pocket-smoke" if smoke else "runs/pocket-full" if full else "runs/pocket")
     bases = arguments.bases or (list(range(100, 106)) if full else [0])
-    seeds = arguments.seeds or ([0, 1] if full else [0, 1, 2])
-    splits = [f"{arguments.split}_{law}" for law in (("like", "broken", "independent") if full else ("like", "broken"))]
-    world = World((out / "world").resolve(), 8000, 500 if full else 200, tuple(splits), seed=2 if full else 1)
-    sizes = Sizes(500, 200, 100, 200) if full else Sizes(200, 60, 40, 120)
+    seeds = arguments.seeds or ([0] if smoke else [0, 1] if full else [0, 1, 2])
+    laws = ("like", "broken", "independent") if full else ("like", "broken")
+    sizes = Sizes(6, 4, 3, 6) if smoke else Sizes(500, 200, 100, 200) if full else Sizes(200, 60, 40, 120)
+    world = World(
+        (out / "world").resolve(),
+        tuning=64 if smoke else 8000,
+        test=max(sizes.captions, sizes.states),
+        splits=tuple(f"{arguments.split}_{law}" for law in laws),
+        seed=2 if full else 1,
+    )
+    small = {"scenes": 1600, "tower_steps": 3, "text_steps": 2, "align_steps": 2, "image_steps": 3} if smoke else {}
+    overrides = (*(["train.max_steps=2"] if smoke else []), *arguments.set)
     prepare(arguments.workers)
-    folders = {number: find_or_make_base(arguments.cache, BaseSettings(seed=number)).resolve() for number in bases}
+    folders = {
+        number: find_or_make_base(arguments.cache, BaseSettings(seed=number, **small)).resolve() for number in bases
+    }
     world.prepare()
     print(f"bases and scenes ready after {time.perf_counter() - started:.0f} s")
     prepare(1)
     units = [
-        Unit(
-            arm, base, seed, folders[base], (out / f"{arm}-{base}-{seed}").resolve(), world, sizes, tuple(arguments.set)
-        )
+        Unit(arm, base, seed, folders[base], (out / f"{arm}-{base}-{seed}").resolve(), world, sizes, overrides)
         for base in bases
         for seed in seeds
         for arm in arguments.arms
@@ -84,7 +94,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
     ]
     runs = run_units(units, workers=arguments.workers)
     records = {number: json.loads((folder / "base.json").read_text("utf-8")) for number, folder in folders.items()}
-    kind = "full run" if full else "demonstration"
+    kind = "machinery check, numbers mean nothing" if smoke else "full run" if full else "demonstration"
     header = f"{kind}: {len(bases)} base(s), {len(seeds)} seed(s) each, {arguments.split} scenes"
     if len(bases) < 6:
         header += "; too few bases to conclude from"

@@ -39,7 +39,7 @@ class World:
         from hacl.pocket.build import build_split
 
         if not (self.root / "train.jsonl").is_file():
-            build_split(self.root, "train", self.tuning, seed=self.seed, start=TRAIN_START, question_share=0.0)
+            build_split(self.root, "train", self.tuning, seed=self.seed, start=TRAIN_START, question_share=0.25)
         for split in self.splits:
             if not (self.root / f"{split}.jsonl").is_file():
                 build_split(self.root, split, self.test, seed=self.seed)
