@@ -9,6 +9,7 @@ examples:
   look at a few before the long run
     python data_prep/make_hallucinations.py --input captions.jsonl --output try.jsonl --limit 20
 
+With --captions-per-image N the first N captions that offer an edit are used; one that offers none is passed over.
 Run the same command again after an interrupt: it goes on where it ended. The result is a function of input and seed.
 Records may be JSONL or a JSON list, in this project's form or that of the HACL and LLaVA files. Annotated objects
 ("objects": {"dog": 1}) and several captions per image make it rarer that a hallucinated caption happens to be true.
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument("--num-hallucinated", type=int, default=3, metavar="K", help="per caption (default 3)")
     parser.add_argument("--types", help="comma-separated; default: every type the generator knows")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--captions-per-image", type=int, metavar="N", help="only the first N captions (default: all)")
+    parser.add_argument("--captions-per-image", type=int, metavar="N", help="only so many (default: all)")
     parser.add_argument("--limit", type=int, help="only the first so many records")
     parser.add_argument("--overwrite", action="store_true", help="start again instead of going on")
     arguments = parser.parse_args()
@@ -78,6 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
     print("rejected:  " + (", ".join(f"{why} {count}" for why, count in generator.rejections.most_common()) or "none"))
     short = [f"{count} with {number}" for number, count in sorted(report.fewer.items())]
     print(f"captions with fewer than {arguments.num_hallucinated}: {', '.join(short) or 'none'}")
+    if report.without:
+        print(
+            f"captioned records without any: {report.without} of {report.resumed + report.records}; remove them, write "
+            "some by hand, or train with data.allow_missing_hallucinated=SHARE, the largest share of them to accept"
+        )
     if report.stopped:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130

@@ -18,13 +18,18 @@ from hacl.hallucinate.generators import Hallucinator
 
 @dataclass
 class AnnotationReport:
-    """What a run did. fewer: number of captions by how many hallucinated captions they got, where less than asked."""
+    """What a run did, and what is in the output now.
+
+    fewer: number of captions by how many hallucinated captions they got, where less than asked; without: captioned
+    records of the whole output, those of earlier runs included, that have no hallucinated caption.
+    """
 
     records: int = 0
     resumed: int = 0
     captions: int = 0
     types: Counter[str] = field(default_factory=Counter)
     fewer: Counter[int] = field(default_factory=Counter)
+    without: int = 0
     stopped: bool = False
 
 
@@ -68,8 +73,9 @@ def annotate(
 ) -> AnnotationReport:
     """Write the records of `source` with `num_hallucinated` hallucinated captions per caption to `output` (JSONL).
 
-    Records already in `output` are kept, provided they were made with the same `settings`, which are kept beside it;
-    the last line is dropped if it was cut. progress: wraps the iterable of records, called with (records, resumed).
+    captions_per_image: how many captions of a record to edit: the first ones that offer an edit, the others are passed
+    over. Records already in `output` are kept, provided they were made with the same `settings`, which are kept beside
+    it; the last line is dropped if it was cut. progress: wraps the iterable of records, called with (records, resumed).
     An interrupt (Ctrl-C) ends the run in good order with `stopped` set.
 
     Raises:
@@ -82,7 +88,7 @@ def annotate(
         output.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
     done = _resume(output, beside, settings)
-    report = AnnotationReport(resumed=len(done))
+    report = AnnotationReport(resumed=len(done), without=sum(done.values()))
     records: Iterable[Record] = (record for _, record in _located(source))
     records = records if progress is None else progress(records, len(done))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +102,7 @@ def annotate(
                 made = _annotate_one(record, generator, num_hallucinated, captions_per_image, report)
                 out.write(json.dumps(record_to_json(made), ensure_ascii=False) + "\n")
                 report.records += 1
+                report.without += _lacks(made)
         except KeyboardInterrupt:
             report.stopped = True
         out.flush()
@@ -108,8 +115,12 @@ def _annotate_one(
 ) -> Record:
     found = list(record.hallucinated)
     texts = {same_text_key(caption.text) for caption in found}
-    for index in range(len(record.captions))[:captions_per_image]:
+    edited = 0
+    for index in range(len(record.captions)):
+        if edited == captions_per_image:
+            break
         made = generator.propose(record, index, k)
+        edited += bool(made)
         report.captions += 1
         if len(made) < k:
             report.fewer[len(made)] += 1
@@ -121,13 +132,20 @@ def _annotate_one(
     return replace(record, hallucinated=tuple(found))
 
 
+def _lacks(record: Record) -> bool:
+    return bool(record.captions) and not record.hallucinated
+
+
 def _located(path: Path) -> Iterator[tuple[str, Record]]:
     for where, raw in iter_raw(path):
         yield where, parse_record(raw, where=where)
 
 
-def _resume(output: Path, beside: Path, settings: dict) -> set[str]:
-    """Ids already written; the settings file is written where there is none."""
+def _resume(output: Path, beside: Path, settings: dict) -> dict[str, bool]:
+    """Ids already written -> whether the record has captions and no hallucinated caption.
+
+    The settings file is written where there is none.
+    """
     if output.exists() and output.stat().st_size:
         old = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
         if old != settings:
@@ -137,10 +155,10 @@ def _resume(output: Path, beside: Path, settings: dict) -> set[str]:
                 "use --overwrite, or another --output"
             )
         _drop_cut_line(output)
-        return {record.id for _, record in _located(output)}
+        return {record.id: _lacks(record) for _, record in _located(output)}
     output.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return set()
+    return {}
 
 
 def _drop_cut_line(path: Path) -> None:

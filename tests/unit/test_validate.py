@@ -165,6 +165,38 @@ def test_hallucinated_captions_that_are_there_are_kept_and_not_repeated(tmp_path
     assert isinstance(report, AnnotationReport)
 
 
+class Scripted:
+    """Edits for the captions that say so, none for others."""
+
+    def propose(self, record, caption_index, k):
+        text = record.captions[caption_index]
+        return [HallucinatedCaption(f"{text} {n}", of=caption_index) for n in range(k)] if "dog" in text else []
+
+
+def annotate_scripted(tmp_path, captions, **options):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_records(source, [Record(str(n), captions=texts) for n, texts in enumerate(captions)])
+    report = annotate(source, output, Scripted(), num_hallucinated=1, settings={}, **options)
+    return report, [[h.of for h in record.hallucinated] for record in read_records(output)]
+
+
+@pytest.mark.parametrize(("wanted", "edited"), [(1, [1]), (2, [1, 3]), (None, [1, 3, 4]), (9, [1, 3, 4])])
+def test_a_caption_that_offers_no_edit_is_passed_over_for_the_next(tmp_path, wanted, edited):
+    captions = ("a room", "a dog", "a hall", "a black dog", "an old dog")
+    report, found = annotate_scripted(tmp_path, [captions], captions_per_image=wanted)
+    assert found == [edited]
+    assert report.without == 0
+
+
+def test_records_left_without_any_are_counted_over_all_runs(tmp_path):
+    captions = [("a room", "a hall"), ("a dog",), ("a field",), ("a dog", "a sky")]
+    report, found = annotate_scripted(tmp_path, captions, captions_per_image=1, limit=1)
+    assert (report.without, found) == (1, [[]])
+    report, found = annotate_scripted(tmp_path, captions, captions_per_image=1)
+    assert (report.resumed, report.without) == (1, 2)
+    assert found == [[], [0], [], [0]]
+
+
 def test_repeated_ids_stop_the_run_before_it_starts(tmp_path):
     source = tmp_path / "in.jsonl"
     write_records(source, captioned(2) + captioned(1))
@@ -186,6 +218,15 @@ def test_the_command_makes_what_validate_accepts(tmp_path):
     assert command("validate", output).returncode == 0
     again = command("make_hallucinations", "--input", source, "--output", output, "--seed", 5)
     assert again.returncode == 1 and "--overwrite" in again.stderr
+
+
+def test_the_command_says_what_to_do_about_records_left_without_any(tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_records(source, [*captioned(1), Record("bare", ("b.jpg",), "b", ("hmm",))])
+    done = command("make_hallucinations", "--input", source, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "captioned records without any: 1 of 2" in done.stdout
+    assert "data.allow_missing_hallucinated=SHARE" in done.stdout
 
 
 def test_ctrl_c_loses_no_written_line(tmp_path):
