@@ -62,10 +62,6 @@ class ContrastiveHeads(nn.Module):
         """log(1 / tau), shape (1,), fp32, within the bounds."""
         return self.temperature()
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimizer must not decay."""
-        return {f"temperature.{name}" for name, _ in self.temperature.named_parameters()}
-
 
 class Temperature(nn.Module):
     """s = log(1 / tau) as a (1,) parameter with functional bounds.
