@@ -8,7 +8,7 @@ import pytest
 
 from hacl.pocket.draw import draw_scene
 from hacl.pocket.hallucinate import TYPES, hallucinate, hallucinations
-from hacl.pocket.language import describe, questions, retell
+from hacl.pocket.language import describe, questions, read_grid, retell
 from hacl.pocket.scenes import GRID, IMAGE_SIZE, SPLITS, sample_scene, scene_from_json
 from hacl.pocket.world import BACKGROUNDS, COLOURS, KINDS, NUMBERS, PARTNER, object_vocabulary
 
@@ -147,19 +147,42 @@ def test_hallucinated_captions_stay_close_in_length():
             assert 1 <= change <= 5 if found.type == "insertion" else change == 0
 
 
-def test_questions_are_answered_by_ground_truth_and_balanced():
+def test_questions_are_answered_by_ground_truth_and_yes_is_right_half_of_the_time():
     rng = random.Random(4)
-    answers = []
-    for scene in scenes("train", 400):
-        for question, answer in questions(scene, 3, rng):
-            answers.append(answer == "yes")
-            match = re.fullmatch(r"is there an? (\w+)( in the image)? \?", question)
-            if match:
+    answers, seen = [], set()
+    for scene in scenes("train", 500):
+        for question, answer in questions(scene, 4, rng):
+            if answer in ("yes", "no"):
+                answers.append(answer == "yes")
+            if match := re.fullmatch(r"is there an? (\w+)( in the image)? \?", question):
                 assert (NOUNS[match[1]] in scene.counts) == (answer == "yes")
-            match = re.fullmatch(r"is the (\w+) (left of|right of|above|below) the (\w+) \?", question)
-            if match:
+                seen.add("existence")
+            elif match := re.fullmatch(r"is there an? (\w+) or an? (\w+) \?", question):
+                assert [noun for noun in match.groups() if noun in scene.counts] == [answer]
+                seen.add("one or the other")
+            elif match := re.fullmatch(r"what color (?:is|are) the (\w+) \?", question):
+                assert scene.colour_of(NOUNS[match[1]]) == answer
+                seen.add("colour")
+            elif match := re.fullmatch(r"how many (\w+) are there \?", question):
+                assert NUMBERS[scene.counts.get(NOUNS[match[1]], 0)] == answer
+                seen.add("number")
+            elif match := re.fullmatch(r"is the (\w+) (left of|right of|above|below) the (\w+) \?", question):
                 assert scene.holds(NOUNS[match[1]], match[2], NOUNS[match[3]]) == (answer == "yes")
+                seen.add("relation")
     assert np.mean(answers) == pytest.approx(0.5, abs=0.05)
+    assert seen == {"existence", "one or the other", "colour", "number", "relation"}
+
+
+def test_the_grid_is_read_cell_by_cell():
+    scene = sample_scene("train", 0, 0)
+    cells = {(thing.row, thing.column): thing for thing in scene.things}
+    words = iter(read_grid(scene).split())
+    for row in range(GRID):
+        for column in range(GRID):
+            thing = cells.get((row, column))
+            assert next(words) == (thing.colour if thing else "nothing")
+            assert thing is None or next(words) == thing.kind
+    assert next(words, None) is None
 
 
 def test_relations_of_things_that_are_there_twice_are_refused():
