@@ -14,6 +14,7 @@ from typing import Literal
 import yaml
 
 from hacl.config_io import ConfigError, from_dict, merge, parse_overrides, read_yaml, setting
+from hacl.config_rules import broken_rule
 from hacl.presets import PRESETS
 
 
@@ -57,6 +58,9 @@ class DataConfig:
     prompt: str = setting("", "user text beside the image where a record has captions but no conversation")
     max_length: int = setting(2048, "longest generation sequence, in tokens with expanded image tokens")
     max_caption_length: int = setting(128, "longest caption or hallucinated caption, in tokens with BOS and EOS")
+    allow_missing_hallucinated: float = setting(
+        0.0, "share of captioned records that may lack a hallucinated caption (they train without one)"
+    )
     seed: int = setting(0, "seed of sample order and of the captions drawn per epoch")
 
 
@@ -109,19 +113,21 @@ class TrainConfig:
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     warmup: float = setting(0.03, "warm-up: fraction of the steps if below 1, else a number of steps")
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
-        "cosine", "learning-rate schedule"
+        "cosine", "learning-rate schedule; constant has no warm-up"
     )
     weight_decay: float = setting(0.0, "AdamW weight decay; never on norms, biases and the temperature")
     adam_beta2: float = setting(0.999, "second AdamW beta")
     max_grad_norm: float = setting(1.0, "clip the gradient norm; 0 = no clipping")
-    seed: int = setting(0, "seed of heads, LoRA, dropout and sampler")
+    seed: int = setting(0, "seed of heads, LoRA and dropout")
     deterministic: bool = setting(False, "only deterministic kernels (slower on a GPU)")
     save_steps: int = setting(500, "steps between checkpoints; 0 = only at the end")
     save_total_limit: int | None = setting(3, "checkpoints kept (the best one is always kept); null = all")
     eval_steps: int = setting(0, "steps between validations; 0 = only at the end of training")
     best_metric: str | None = setting(None, "validation metric of the best checkpoint, e.g. eval_loss")
     best_is_greater: bool = setting(False, "whether a greater best_metric is better")
-    resume: str = setting("auto", "auto: newest complete checkpoint of output_dir; none; or one of its checkpoints")
+    resume: str = setting(
+        "auto", "auto: newest complete checkpoint of output_dir; none: a new run folder; or one checkpoint"
+    )
     grouping: Literal["none", "length", "modality"] = setting(
         "none", "batches of similar length; modality: also text-only and image samples in separate batches"
     )
@@ -162,46 +168,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def validate(config: Config, where: str = "configuration") -> None:
-    """Refuse combinations that could only be ignored or fail later."""
-    model, objective, train = config.model, config.objective, config.train
-    rates = model.learning_rate
-    checks = [
-        (min(rates.vision, rates.projector, rates.llm, rates.heads) < 0, "model.learning_rate must not be negative"),
-        (
-            max(rates.vision, rates.projector, rates.llm) == 0
-            and (objective.contrastive_weight == 0 or rates.heads == 0),
-            "every model.learning_rate is 0: nothing would train",
-        ),
-        (model.lora.rank < 0, "model.lora.rank must be 0 (no LoRA) or positive"),
-        (model.lora.rank > 0 and rates.llm == 0, "model.lora.rank > 0 needs model.learning_rate.llm > 0"),
-        (model.load_in_4bit and model.lora.rank == 0, "model.load_in_4bit needs model.lora.rank > 0"),
-        (
-            model.load_in_4bit and str(train.deepspeed) == "3",
-            "model.load_in_4bit does not work with ZeRO-3; use train.deepspeed: 2",
-        ),
-        (
-            train.offload_optimizer and train.deepspeed in (None, 0),
-            "train.offload_optimizer needs train.deepspeed 1, 2 or 3",
-        ),
-        (
-            objective.lm_weight == 0 and objective.contrastive_weight == 0 and objective.likelihood_margin_weight == 0,
-            "every loss weight of objective is 0: nothing to learn",
-        ),
-        (
-            not 0 < objective.temperature_min <= objective.temperature <= objective.temperature_max,
-            "objective.temperature must lie within [temperature_min, temperature_max], above 0",
-        ),
-        (objective.num_captions < 1, "objective.num_captions must be at least 1"),
-        (objective.num_hallucinated < 0, "objective.num_hallucinated must be at least 0"),
-        (train.per_device_batch_size < 1, "train.per_device_batch_size must be at least 1"),
-        (train.gradient_accumulation_steps < 1, "train.gradient_accumulation_steps must be at least 1"),
-        (isinstance(train.deepspeed, int) and train.deepspeed not in range(4), "train.deepspeed must be a stage 0-3"),
-        (train.best_metric is not None and not config.data.eval_path, "train.best_metric needs data.eval_path"),
-        (train.eval_steps > 0 and not config.data.eval_path, "train.eval_steps needs data.eval_path"),
-    ]
-    for failed, message in checks:
-        if failed:
-            raise ConfigError(f"{where}: {message}")
+    """Refuse (ConfigError) combinations that could only be ignored or fail later; see `hacl.config_rules`."""
+    problem = broken_rule(config)
+    if problem is not None:
+        raise ConfigError(f"{where}: {problem}")
 
 
 def to_dict(config: Config) -> dict:

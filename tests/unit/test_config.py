@@ -14,6 +14,9 @@ from hacl.presets import PRESETS
 ROOT = Path(__file__).resolve().parents[2]
 
 
+BEST = ["data.eval_path=validation.jsonl", "train.eval_steps=2", "train.save_steps=2"]
+
+
 def write(folder, text, name="run.yaml"):
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -83,11 +86,49 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
         (["train.best_metric=eval_loss"], "needs data.eval_path"),
         (["objective.temperature=2.0"], "temperature"),
         (["train.offload_optimizer=true"], "needs train.deepspeed"),
+        (["train.offload_optimizer=true", "train.deepspeed=plan.json"], "not applied to a DeepSpeed JSON"),
+        (["objective.contrastive_weight=0", "objective.text_margin_weight=1"], "objective.text_margin_weight"),
+        (["objective.contrastive_weight=0", "objective.t2i_hard_weight=1"], "objective.t2i_hard_weight"),
+        (["objective.num_hallucinated=0", "objective.likelihood_margin_weight=1"], "objective.num_hallucinated"),
+        (["objective.num_hallucinated=0", "objective.text_margin_weight=1"], "objective.num_hallucinated"),
+        (["objective.num_hallucinated=0", "objective.t2i_hard_weight=1"], "objective.num_hallucinated"),
+        (["objective.learn_temperature=true", "model.learning_rate.heads=0"], "model.learning_rate.heads > 0"),
+        (["train.max_steps=0"], "train.max_steps must be at least 1"),
+        (["train.epochs=0"], "train.epochs"),
+        (["data.max_records=0"], "data.max_records must be at least 1"),
+        (["data.max_caption_length=3"], "data.max_caption_length must be at least 4"),
+        (["data.allow_missing_hallucinated=1.5"], "data.allow_missing_hallucinated"),
+        (["train.per_device_batch_size=0"], "train.per_device_batch_size must be at least 1"),
+        (["train.per_device_eval_batch_size=0"], "train.per_device_eval_batch_size must be at least 1"),
+        (["train.gradient_accumulation_steps=0"], "train.gradient_accumulation_steps must be at least 1"),
+        (["log.steps=0"], "log.steps must be at least 1"),
+        (["objective.lm_weight=-1"], "objective.lm_weight must be at least 0"),
+        (["objective.hard_weight=-1"], "objective.hard_weight must be at least 0"),
+        (["model.learning_rate.llm=-1"], "model.learning_rate.llm must be at least 0"),
+        (["train.scheduler=constant"], "constant_with_warmup"),
+        (["train.best_is_greater=true"], "train.best_metric"),
+        ([*BEST, "train.best_metric=eval_loss", "train.save_steps=0"], "train.save_steps > 0"),
+        ([*BEST, "train.best_metric=eval_loss", "train.save_steps=3"], "a multiple of it"),
+        ([*BEST, "train.best_metric=eval_los"], "no such metric.*eval_loss"),
+        ([*BEST, "train.best_metric=text_margin"], "no such metric"),
+        ([*BEST, "objective.contrastive_weight=0", "train.best_metric=eval_i2t"], "no such metric"),
     ],
 )
 def test_combinations_that_could_only_be_ignored_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize("metric", ["eval_loss", "loss", "eval_win_rate/object", "eval_hard_negative_win_rate"])
+def test_metrics_that_a_validation_logs_may_choose_the_best_checkpoint(metric):
+    assert load_config(None, [*BEST, f"train.best_metric={metric}"]).train.best_metric == metric
+
+
+def test_four_bit_is_refused_with_a_deepspeed_file_of_stage_3(tmp_path):
+    plan = write(tmp_path, '{"zero_optimization": {"stage": 3}}', "plan.json")
+    how = ["model.preset=stage2-lora", "model.load_in_4bit=true", f"train.deepspeed={plan}"]
+    with pytest.raises(ConfigError, match="does not work with ZeRO-3"):
+        load_config(None, how)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -123,11 +164,25 @@ def fields(schema, prefix=""):
 
 
 def test_every_key_is_read_somewhere_in_the_package():
-    """Attribute names used in the package outside the configuration itself; `vars(learning_rate)` reads all four."""
-    read = {"vision", "projector", "llm", "heads"}
-    for path in (ROOT / "hacl").rglob("*.py"):
-        if path.name not in ("config.py", "config_io.py", "presets.py"):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    unread = [name for name, _ in fields(Config) if name.split(".")[-1] not in read]
+    read = keys_read()
+    unread = [name for name, _ in fields(Config) if ".".join(name.split(".")[-2:]) not in read]
     assert not unread, f"accepted but never read: {unread}"
+    assert not {"data.name", "log.path", "train.shape"} & read, "an attribute of something else is no reading"
+
+
+def keys_read():
+    """`section.field` wherever training reads `config.section.field` or the field of a variable called as its section.
+
+    `vars(learning_rate)` reads all four rates.
+    """
+    names = {"rates": "learning_rate"}
+    read = set()
+    for path in [*(ROOT / "hacl/training").glob("*.py"), *(ROOT / "hacl/data").glob("*.py"), ROOT / "train.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, (ast.Attribute, ast.Name)):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else node.value.id
+                read.add(f"{names.get(owner, owner)}.{node.attr}")
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "vars":
+                if ast.unparse(node.args[0]).endswith("learning_rate"):
+                    read |= {f"learning_rate.{name}" for name in ("vision", "projector", "llm", "heads")}
+    return read

@@ -1,0 +1,190 @@
+"""Combinations of settings that could only be ignored or fail later: when each is wrong, and what to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _rates(config: Any) -> Any:
+    return config.model.learning_rate
+
+
+def _stage(config: Any) -> int | None:
+    """ZeRO stage as far as it can be read here; a missing JSON file is reported where it is opened."""
+    plan = config.train.deepspeed
+    if isinstance(plan, str):
+        path = Path(plan)
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return int(content.get("zero_optimization", {}).get("stage", 0))
+    return plan
+
+
+def _needs_hallucinated(config: Any) -> bool:
+    """Whether a term is on that acts on hallucinated captions alone."""
+    names = ("likelihood_margin_weight", "text_margin_weight", "t2i_hard_weight")
+    return any(getattr(config.objective, name) for name in names)
+
+
+def validation_metrics(objective: Any) -> set[str]:
+    """Names that a validation may log for an objective, without the prefix `eval_`."""
+    names = {"loss"}
+    if objective.lm_weight or objective.likelihood_margin_weight:
+        names.add("lm")
+    if objective.likelihood_margin_weight:
+        names |= {"likelihood_margin", "likelihood_win_rate"}
+    if objective.contrastive_weight:
+        names |= {"contrastive", "i2t", "t2i", "i2t_top1", "t2i_top1", "positive_similarity", "negative_similarity"}
+        names |= {"effective_negatives", "temperature"}
+        if objective.num_hallucinated:
+            names |= {"hard_similarity", "hard_negative_win_rate", "win_rate/<type>"}
+        names |= {name for name in ("t2i_hard", "text_margin") if getattr(objective, f"{name}_weight")}
+    return names
+
+
+def unknown_metric(config: Any) -> bool:
+    """Whether train.best_metric cannot occur; which types have a win rate depends on the records."""
+    if config.train.best_metric is None:
+        return False
+    name = config.train.best_metric.removeprefix("eval_")
+    return ("win_rate/<type>" if name.startswith("win_rate/") else name) not in validation_metrics(config.objective)
+
+
+NOT_NEGATIVE = {
+    "model.learning_rate": ("vision", "projector", "llm", "heads"),
+    "model.lora": ("rank",),
+    "objective": (
+        "lm_weight",
+        "contrastive_weight",
+        "hard_weight",
+        "t2i_hard_weight",
+        "text_margin_weight",
+        "likelihood_margin_weight",
+        "num_hallucinated",
+    ),
+    "train": ("warmup", "weight_decay", "max_grad_norm", "save_steps", "eval_steps", "num_workers"),
+    "log": ("sample_steps",),
+}
+AT_LEAST_ONE = {
+    "data": ("max_length", "max_records"),
+    "objective": ("num_captions", "layer", "projection_size"),
+    "train": (
+        "max_steps",
+        "per_device_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "save_total_limit",
+    ),
+    "log": ("steps", "sample_count", "sample_max_new_tokens"),
+}
+
+
+def _section(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+RULES: list[Rule] = [
+    (
+        lambda c: (
+            max(_rates(c).vision, _rates(c).projector, _rates(c).llm) == 0
+            and (c.objective.contrastive_weight == 0 or _rates(c).heads == 0)
+        ),
+        "every model.learning_rate is 0: nothing would train",
+    ),
+    (lambda c: c.model.lora.rank > 0 and _rates(c).llm == 0, "model.lora.rank > 0 needs model.learning_rate.llm > 0"),
+    (lambda c: c.model.load_in_4bit and c.model.lora.rank == 0, "model.load_in_4bit needs model.lora.rank > 0"),
+    (
+        lambda c: c.model.load_in_4bit and _stage(c) == 3,
+        "model.load_in_4bit does not work with ZeRO-3; use train.deepspeed: 2",
+    ),
+    (lambda c: c.data.max_caption_length < 4, "data.max_caption_length must be at least 4: BOS, some text, EOS"),
+    (
+        lambda c: not 0 <= c.data.allow_missing_hallucinated <= 1,
+        "data.allow_missing_hallucinated must be within [0, 1]",
+    ),
+    (
+        lambda c: (
+            c.objective.lm_weight == 0
+            and c.objective.contrastive_weight == 0
+            and c.objective.likelihood_margin_weight == 0
+        ),
+        "every loss weight of objective is 0: nothing to learn",
+    ),
+    (
+        lambda c: (
+            c.objective.contrastive_weight == 0 and (c.objective.text_margin_weight or c.objective.t2i_hard_weight)
+        ),
+        "objective.text_margin_weight and objective.t2i_hard_weight are terms of the contrastive loss; they need "
+        "objective.contrastive_weight > 0",
+    ),
+    (
+        lambda c: c.objective.num_hallucinated == 0 and _needs_hallucinated(c),
+        "objective.likelihood_margin_weight, objective.text_margin_weight and objective.t2i_hard_weight need "
+        "hallucinated captions: set objective.num_hallucinated to 1 or more, or these weights to 0",
+    ),
+    (
+        lambda c: c.objective.learn_temperature and (_rates(c).heads == 0 or c.objective.contrastive_weight == 0),
+        "objective.learn_temperature needs model.learning_rate.heads > 0 and objective.contrastive_weight > 0",
+    ),
+    (
+        lambda c: not 0 < c.objective.temperature_min <= c.objective.temperature <= c.objective.temperature_max,
+        "objective.temperature must lie within [temperature_min, temperature_max], above 0",
+    ),
+    (lambda c: c.train.epochs <= 0, "train.epochs must be above 0"),
+    (
+        lambda c: not isinstance(c.train.deepspeed, str) and c.train.deepspeed not in (None, 0, 1, 2, 3),
+        "train.deepspeed must be a stage 0-3, a JSON file or null",
+    ),
+    (
+        lambda c: c.train.offload_optimizer and isinstance(c.train.deepspeed, str),
+        "train.offload_optimizer is not applied to a DeepSpeed JSON file; write offload_optimizer there, or give "
+        "train.deepspeed as a stage",
+    ),
+    (
+        lambda c: c.train.offload_optimizer and c.train.deepspeed in (None, 0),
+        "train.offload_optimizer needs train.deepspeed 1, 2 or 3",
+    ),
+    (
+        lambda c: c.train.scheduler == "constant" and c.train.warmup > 0,
+        "train.scheduler=constant has no warm-up; use train.scheduler=constant_with_warmup or set train.warmup=0",
+    ),
+    (lambda c: c.train.eval_steps > 0 and not c.data.eval_path, "train.eval_steps needs data.eval_path"),
+    (lambda c: c.train.best_metric is not None and not c.data.eval_path, "train.best_metric needs data.eval_path"),
+    (
+        lambda c: c.train.best_metric is not None and c.train.save_steps == 0,
+        "train.best_metric chooses among checkpoints; it needs train.save_steps > 0",
+    ),
+    (
+        lambda c: (
+            c.train.best_metric is not None and (not c.train.eval_steps or c.train.save_steps % c.train.eval_steps != 0)
+        ),
+        "train.best_metric needs train.eval_steps > 0 and train.save_steps a multiple of it",
+    ),
+    (
+        lambda c: c.train.best_is_greater and c.train.best_metric is None,
+        "train.best_is_greater says how to compare train.best_metric; give that too",
+    ),
+]
+
+
+def broken_rule(config: Any) -> str | None:
+    """What is wrong with a Config, in its own keys, or None."""
+    for lowest, table in ((0, NOT_NEGATIVE), (1, AT_LEAST_ONE)):
+        for section, names in table.items():
+            for name in names:
+                value = getattr(_section(config, section), name)
+                if value is not None and value < lowest:
+                    return f"{section}.{name} must be at least {lowest}; got {value}"
+    for is_broken, message in RULES:
+        if is_broken(config):
+            return message
+    if unknown_metric(config):
+        known = ", ".join(sorted(f"eval_{name}" for name in validation_metrics(config.objective)))
+        return f"train.best_metric={config.train.best_metric}: no such metric with this objective; there are {known}"
+    return None
