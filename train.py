@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hacl.training.run import run
 
         result = run(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from hacl.training.runtime import rank

@@ -59,6 +59,13 @@ def resolve_image(root: Path | str, relative: str) -> Path:
     return found
 
 
+def check_header(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_ratio: float = 200.0) -> None:
+    """Raise what `load_image` would for format and size, without decoding pixels; a cut file passes."""
+    path = Path(path)
+    with path.open("rb") as file:
+        _open(path, file, max_pixels, max_aspect_ratio)
+
+
 def load_image(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_ratio: float = 200.0) -> Image.Image:
     """Decode one image as upright RGB.
 
@@ -73,20 +80,26 @@ def load_image(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_rat
     """
     path = Path(path)
     with path.open("rb") as file:
-        try:
-            image = Image.open(file, formats=_FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ValueError(f"{path}: {error}; the limit is {max_pixels} pixels, make it smaller") from error
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{path}: {_first_bytes(file)}; expected one of {', '.join(_FORMATS)}") from error
-        except _UNREADABLE as error:
-            raise ValueError(f"{path}: damaged image header ({error}); replace the file") from error
-        _check_size(path, image.size, max_pixels, max_aspect_ratio)
+        image = _open(path, file, max_pixels, max_aspect_ratio)
         try:
             image.load()
         except _UNREADABLE as error:
             raise ValueError(f"{path}: truncated or damaged image ({error}); replace the file") from error
         return _to_rgb(_upright(image))
+
+
+def _open(path: Path, file, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
+    """The image with its header read and its size accepted, pixels still undecoded."""
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: {error}; the limit is {max_pixels} pixels, make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: {_first_bytes(file)}; expected one of {', '.join(_FORMATS)}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: damaged image header ({error}); replace the file") from error
+    _check_size(path, image.size, max_pixels, max_aspect_ratio)
+    return image
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int, max_aspect_ratio: float) -> None:

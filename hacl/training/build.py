@@ -22,12 +22,24 @@ from hacl.training.runtime import local_device
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def check_model_path(path: str) -> None:
+    """Refuse an empty model.path, and one that looks like a folder and is none (a hub id is `name` or `owner/name`)."""
+    if not path:
+        raise ConfigError("model.path is empty: give the folder (or hub id) of a multimodal checkpoint")
+    if Path(path).is_dir():
+        return
+    if path.startswith("~") and Path(path).expanduser().is_dir():
+        raise ConfigError(f"model.path={path}: '~' is not expanded here; write {Path(path).expanduser()}")
+    looks_like_folder = path.startswith((".", "~", os.sep)) or "\\" in path or path.count("/") > 1
+    if looks_like_folder or ("/" in path and Path(path).parent.is_dir()):
+        raise FileNotFoundError(f"model.path: no such folder {path}; give the folder (or hub id) of a checkpoint")
+
+
 def load_processor(model: ModelConfig):
     """The processor saved with the checkpoint."""
     from transformers import AutoProcessor
 
-    if not model.path:
-        raise ConfigError("model.path is empty: give the folder (or hub id) of a multimodal checkpoint")
+    check_model_path(model.path)
     return AutoProcessor.from_pretrained(model.path, revision=model.revision)
 
 
@@ -35,8 +47,7 @@ def load_backbone(model: ModelConfig) -> nn.Module:
     """The stock model, in `model.dtype`, from safetensors only. Raises ConfigError where 4-bit cannot work."""
     from transformers import AutoModelForImageTextToText
 
-    if not model.path:
-        raise ConfigError("model.path is empty: give the folder (or hub id) of a multimodal checkpoint")
+    check_model_path(model.path)
     options = {}
     if model.load_in_4bit:
         options = {"quantization_config": _four_bit(), "device_map": {"": local_device()}}
@@ -203,56 +214,3 @@ def image_root(data: DataConfig) -> Path | None:
             raise FileNotFoundError(f"data.image_root: no such folder {data.image_root}")
         return root
     return find_data(data.path[0]).parent if data.path else None
-
-
-def check_records(records: Sequence[Record], objective: ObjectiveConfig, where: str) -> None:
-    """Refuse, before anything is loaded, records that the objective cannot use; names the first few.
-
-    A record with captions must have a hallucinated caption when the objective uses them (set
-    objective.num_hallucinated=0 for plain contrastive training).
-    """
-    uses_hallucinated = objective.num_hallucinated > 0 and (
-        objective.contrastive_weight > 0 or objective.likelihood_margin_weight > 0
-    )
-    if not records:
-        raise ValueError(f"{where}: no records")
-    if uses_hallucinated:
-        lacking = [r.id for r in records if r.images and r.captions and not r.hallucinated]
-        if lacking:
-            raise ValueError(
-                f"{where}: {len(lacking)} record(s) have no hallucinated caption, first {lacking[:3]}; make them with "
-                "data_prep/make_hallucinations.py or set objective.num_hallucinated=0"
-            )
-    captioned = sum(bool(r.images and r.captions) for r in records)
-    if objective.contrastive_weight > 0 and not captioned:
-        raise ValueError(f"{where}: no record has an image and a caption; set objective.contrastive_weight=0")
-
-
-def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:
-    """Refuse a processor whose image-token count differs from what tower and projector produce."""
-    adapter = find_adapter(backbone)
-    processor = encoder.processor
-    from PIL import Image
-
-    pixels = processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")["pixel_values"]
-    parameter = next(adapter.vision_tower.parameters())
-    with torch.no_grad():
-        produced = adapter.vision_features(pixels.to(parameter.device)).shape[1]
-    if produced != encoder.num_image_tokens:
-        raise ValueError(
-            f"wrong image-token count: the processor writes {encoder.num_image_tokens} tokens per image, the vision "
-            f"tower gives {produced}; correct patch_size, num_additional_image_tokens or "
-            "vision_feature_select_strategy in the checkpoint's processor_config.json"
-        )
-
-
-def check_images(records: Sequence[Record], root: Path | None) -> None:
-    """Refuse, before training, records whose image is missing or lies outside the image folder; names the first."""
-    from hacl.data.images import resolve_image
-
-    for record in records:
-        for image in record.images:
-            try:
-                resolve_image(root, image)
-            except (ValueError, OSError) as error:
-                raise type(error)(f"record {record.id!r}: {error}") from error

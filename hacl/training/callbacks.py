@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,22 @@ from transformers.integrations import TensorBoardCallback
 from hacl.data.records import Record
 
 
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of later steps from a JSONL file, and a last line that an interruption cut; step 0 drops all."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if step else ():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 class JsonLines(TrainerCallback):
     """One JSON object per log line in `<run>/metrics.jsonl`; lines of steps that a resumed run repeats are dropped."""
 
@@ -21,11 +38,8 @@ class JsonLines(TrainerCallback):
         self.path = Path(folder) / "metrics.jsonl"
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero or not self.path.is_file():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if state.global_step and json.loads(line)["step"] <= state.global_step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            keep_until(self.path, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
@@ -44,26 +58,38 @@ def tensorboard(folder: Path | str) -> TensorBoardCallback:
 class SampleCaptions(TrainerCallback):
     """Greedy captions of fixed images every `every` steps: `<run>/samples.jsonl`, and text and image on TensorBoard.
 
-    All ranks generate the same captions (a sharded model needs every rank); the first one writes.
+    All ranks generate the same captions (a sharded model needs every rank); the first one writes. Rows of steps that a
+    resumed run repeats are dropped.
     """
 
     def __init__(
-        self, model, processor, records: Sequence[Record], image_root: Path, prompt_ids, *, every, new_tokens, folder
+        self,
+        model,
+        processor,
+        records: Sequence[Record],
+        image_root: Path,
+        prompt_ids,
+        *,
+        paused,
+        every,
+        new_tokens,
+        folder,
     ):
-        """prompt_ids: token ids of the generation prompt of one image, with its image tokens."""
+        """prompt_ids: generation prompt of one image, with its image tokens; paused: context that stops clocks."""
         from hacl.data.images import load_image, resolve_image
 
         self.model, self.processor = model, processor
         self.every, self.new_tokens, self.folder = every, new_tokens, Path(folder)
         self.records = [record for record in records if len(record.images) == 1]
         self.images = [load_image(resolve_image(image_root, record.images[0])) for record in self.records]
-        self.prompt_ids = prompt_ids
+        self.prompt_ids, self.paused = prompt_ids, paused
         self.writer = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.every and state.is_world_process_zero and self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            keep_until(self.folder / "samples.jsonl", state.global_step)
             self.writer = SummaryWriter(str(self.folder / "tensorboard"))
             for record, image in zip(self.records, self.images, strict=True):
                 pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
@@ -73,6 +99,10 @@ class SampleCaptions(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if not self.every or not self.records or state.global_step % self.every:
             return
+        with self.paused():
+            self._write(args, state)
+
+    def _write(self, args, state) -> None:
         captions = self.generate(args)
         if not state.is_world_process_zero:
             return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -45,7 +47,7 @@ def ratios(merged: dict[str, tuple[float, float]]) -> dict[str, float]:
 
 
 class Throughput:
-    """Samples and tokens since the last log line, on this rank."""
+    """Samples and tokens per second of training since the last log line, on this rank; `paused` time does not count."""
 
     def __init__(self) -> None:
         self.clear()
@@ -55,6 +57,17 @@ class Throughput:
         self.samples = 0
         self.tokens = 0
         self.slots = 0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside, once the device has finished what training queued."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.started += time.perf_counter() - began
 
     def add(self, batch: dict[str, Tensor]) -> None:
         self.samples += batch["sample_index"].numel()

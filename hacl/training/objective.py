@@ -28,6 +28,7 @@ from hacl.losses.lm import likelihood_margin, sequence_log_likelihood, token_los
 from hacl.models.adapters import Adapter, find_adapter
 from hacl.models.heads import ContrastiveHeads
 from hacl.models.reads import read_spans
+from hacl.training.build import make_heads
 
 Report = dict[str, tuple[Tensor, Tensor]]
 
@@ -74,6 +75,15 @@ def constant_text(model: nn.Module) -> bool:
     return is_frozen(find_adapter(model).decoder)
 
 
+def compose(objective, lm_mean, contrastive, margin):
+    """The one formula of the loss, for tensors and numbers. lm_mean: per label token; the others as in HaclOutput."""
+    return (
+        objective.lm_weight * lm_mean
+        + objective.contrastive_weight * contrastive
+        + objective.likelihood_margin_weight * margin
+    )
+
+
 class HaclModel(PreTrainedModel):
     """Backbone and contrastive heads behind the interface that Trainer, DDP and DeepSpeed expect of a model.
 
@@ -96,16 +106,7 @@ class HaclModel(PreTrainedModel):
         self._recompute = False
         self.adapter: Adapter = find_adapter(backbone)
         if heads is None and objective.contrastive_weight:
-            heads = ContrastiveHeads(
-                self.adapter.hidden_size,
-                kind=objective.head,
-                projection_size=objective.projection_size,
-                shared=objective.shared_head,
-                temperature=objective.temperature,
-                learn_temperature=objective.learn_temperature,
-                temperature_min=objective.temperature_min,
-                temperature_max=objective.temperature_max,
-            )
+            heads = make_heads(self.adapter.hidden_size, objective, seed=0)
         self.heads = heads
 
     # What Trainer and DeepSpeed ask of a model
@@ -153,13 +154,11 @@ class HaclModel(PreTrainedModel):
         report: Report = {}
         lm_sum, lm_tokens, margin = self._generation(states_RTD, batch, report)
         objective = self.objective
-        loss = objective.lm_weight * lm_sum / lm_tokens.clamp_min(1)
-        loss = loss + objective.likelihood_margin_weight * margin
-        contrastive = loss.new_zeros(())
+        contrastive = lm_sum.new_zeros(())
         if objective.contrastive_weight:
             contrastive, details = self._contrastive(self.read(read_states_RTD, batch), batch)
             report.update(details)
-            loss = loss + objective.contrastive_weight * contrastive
+        loss = compose(objective, lm_sum / lm_tokens.clamp_min(1), contrastive, margin)
         return HaclOutput(
             loss=loss, lm_sum=lm_sum, lm_tokens=lm_tokens, contrastive=contrastive, margin=margin, report=report
         )

@@ -17,9 +17,9 @@ from hacl.data.dataset import TrainingDataset
 from hacl.data.records import Record
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.gather import Gather
-from hacl.training import build, caches, callbacks, manifest, runtime
+from hacl.training import build, caches, callbacks, checks, manifest, runtime
 from hacl.training.objective import HaclModel
-from hacl.training.trainer import HaclTrainer
+from hacl.training.trainer import DataError, HaclTrainer
 
 
 @dataclass
@@ -43,22 +43,27 @@ class Inputs:
 
 
 def read_inputs(config: Config) -> Inputs:
-    """Processor and records, checked before any weight is loaded. Raises errors naming file, record and fix."""
+    """Processor, records, images and samples, checked before any weight is loaded; see `hacl.training.checks`.
+
+    Raises ValueError and FileNotFoundError naming file, record and fix.
+    """
+    build.check_model_path(config.model.path)
     records = build.read_all(config.data.path, config.data.max_records)
     eval_records = build.read_all(config.data.eval_path)
-    build.check_records(records, config.objective, ", ".join(config.data.path) or "data.path")
+    checks.check_records(records, config.objective, ", ".join(config.data.path) or "data.path", config.data)
     if config.data.eval_path:
-        build.check_records(eval_records, config.objective, ", ".join(config.data.eval_path))
+        checks.check_records(eval_records, config.objective, ", ".join(config.data.eval_path), config.data)
     processor = build.load_processor(config.model)
     root = build.image_root(config.data)
-    build.check_images([*records, *eval_records], root)
-    return Inputs(
-        processor=processor,
-        encoder=build.build_encoder(processor, config.data),
-        records=records,
-        eval_records=eval_records,
-        image_root=root,
-    )
+    decode = not config.train.cache_vision_features  # which reads every image before training anyway
+    checks.check_images([*records, *eval_records], root, decode=decode)
+    encoder = build.build_encoder(processor, config.data)
+    inputs = Inputs(processor, encoder, records, eval_records, root)
+    for part, where in ((records, "data.path"), (eval_records, "data.eval_path")):
+        if part:
+            dataset = build_dataset(config, inputs, part, pixels=False)
+            checks.check_samples(dataset, where, labels=config.objective.lm_weight > 0)
+    return inputs
 
 
 def build_model(config: Config, inputs: Inputs, *, backbone: nn.Module | None = None) -> HaclModel:
@@ -67,7 +72,7 @@ def build_model(config: Config, inputs: Inputs, *, backbone: nn.Module | None = 
         backbone = build.load_backbone(config.model)
     stage = runtime.zero_stage(config.train)
     if stage != 3:  # sharded parameters cannot be run before DeepSpeed starts
-        build.check_image_tokens(backbone, inputs.encoder)
+        checks.check_image_tokens(backbone, inputs.encoder)
     torch.manual_seed(config.train.seed)
     backbone = build.select_trainable(backbone, config.model, masters=stage is None)
     adapter = build.find_adapter(backbone)
@@ -92,18 +97,17 @@ def build_dataset(config: Config, inputs: Inputs, records: list[Record], *, pixe
 
 def build_trainer(config: Config) -> HaclTrainer:
     """Everything up to the first step. Raises before training for bad settings, records, images and processors."""
+    refuse_used_folder(config)
     runtime.prepare_process(config.train)
     inputs = read_inputs(config)
     stores = caches.Stores()
-    model = None
     if caches.wanted(config) and runtime.zero_stage(config.train) == 3:
         unsharded = build_model(config, inputs)  # no arguments yet, so nothing shards it
         stores = caches.prepare(config, inputs, unsharded)
         del unsharded
         gc.collect()
     arguments = runtime.training_arguments(config, has_eval=bool(inputs.eval_records))
-    if model is None:
-        model = build_model(config, inputs)
+    model = build_model(config, inputs)
     if caches.wanted(config) and runtime.zero_stage(config.train) != 3:
         stores = caches.prepare(config, inputs, model)
     pixels = stores.features is None
@@ -129,12 +133,13 @@ def build_trainer(config: Config) -> HaclTrainer:
         data_collator=collator,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        callbacks=_watchers(config, inputs, model),
     )
+    _watch(trainer, config, inputs, model)
     return trainer
 
 
-def _watchers(config: Config, inputs: Inputs, model: HaclModel) -> list:
+def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclModel) -> None:
+    """Add what writes logs and samples."""
     folder = config.train.output_dir
     watchers: list = [callbacks.JsonLines(folder), callbacks.tensorboard(folder)]
     if config.log.sample_steps:
@@ -146,12 +151,25 @@ def _watchers(config: Config, inputs: Inputs, model: HaclModel) -> list:
                 pool[: config.log.sample_count],
                 inputs.image_root,
                 inputs.encoder.caption_sequence("", answer=False).ids,
+                paused=trainer.paused,
                 every=config.log.sample_steps,
                 new_tokens=config.log.sample_max_new_tokens,
                 folder=folder,
             )
         )
-    return watchers
+    for watcher in watchers:
+        trainer.add_callback(watcher)
+
+
+def refuse_used_folder(config: Config) -> None:
+    """With train.resume=none, refuse a run folder that holds checkpoints: old and new ones would mix under one name."""
+    output = Path(config.train.output_dir)
+    held = sorted(path.name for path in output.glob("checkpoint-*"))
+    if config.train.resume == "none" and held:
+        raise manifest.CheckpointError(
+            f"{output} already holds {', '.join(held[:3])}{', ...' if len(held) > 3 else ''}, and train.resume=none "
+            "starts anew; choose another train.output_dir, remove that folder, or continue with train.resume=auto"
+        )
 
 
 def find_resume(config: Config, base: str, data: str) -> str | None:
@@ -186,12 +204,18 @@ def run(config: Config) -> RunResult:
         save_config(config, output / "config.yaml")
         (output / "versions.json").write_text(json.dumps(manifest.versions(), indent=1), encoding="utf-8")
     _announce(config, trainer, resume)
-    outcome = trainer.train(resume_from_checkpoint=resume)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=resume)
+    except DataError as error:
+        if trainer.state.global_step > 0:
+            trainer.save_now()
+            raise DataError(f"{error} (step {trainer.state.global_step} is saved in {output})") from error
+        raise
     metrics = dict(outcome.metrics)
     best = trainer.state.best_model_checkpoint
     last = output / f"checkpoint-{trainer.state.global_step}"
-    if not (last / manifest.MANIFEST).is_file() and best is None:
-        trainer._save_checkpoint(trainer.model_wrapped, None)
+    if best is None:
+        trainer.save_now()
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
     if trainer.eval_dataset is not None and (best is not None or trainer.state.global_step not in evaluated):
         metrics.update(trainer.evaluate())

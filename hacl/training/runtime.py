@@ -145,8 +145,6 @@ def training_arguments(config: Config, *, has_eval: bool):
         raise ConfigError("log.wandb=true needs the package wandb: pip install wandb")
     every = "steps" if has_eval and train.eval_steps else "no"
     best = train.best_metric
-    if best is not None and (not train.eval_steps or train.save_steps % train.eval_steps):
-        raise ConfigError("train.best_metric needs train.eval_steps > 0 and train.save_steps a multiple of it")
     return TrainingArguments(
         output_dir=train.output_dir,
         run_name=log.run_name or train.output_dir,

@@ -7,8 +7,10 @@ the window takes their mean. The two are normalised separately; neither rescales
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,8 +24,17 @@ from hacl.data.collate import GENERATION
 from hacl.training import manifest, sampler, weights
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, ratios
+from hacl.training.objective import compose
 
 logger = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """A batch that could not be read after training had started; the message names record and file."""
+
+
+class DivergenceError(ValueError):
+    """The loss is no longer a finite number."""
 
 
 class HaclTrainer(Trainer):
@@ -54,6 +65,7 @@ class HaclTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._meter = ReportMeter()
         self._throughput = Throughput()
+        self._saved_step = -1
         asked = config.train.deepspeed is not None
         if asked != self.is_deepspeed_enabled:
             raise RuntimeError(f"train.deepspeed={config.train.deepspeed!r}, but DeepSpeed active: {not asked}")
@@ -61,7 +73,7 @@ class HaclTrainer(Trainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
-        """Global batches planned from (seed, epoch), shared by the ranks; see `hacl.training.sampler`."""
+        """Global batches planned from (data.seed, epoch), shared by the ranks; see `hacl.training.sampler`."""
         train, args = self.config.train, self.args
         global_batch = train.per_device_batch_size * args.world_size
 
@@ -69,7 +81,7 @@ class HaclTrainer(Trainer):
             return sampler.plan_epoch(
                 len(self.train_dataset),
                 global_batch,
-                seed=train.seed + self.config.data.seed,
+                seed=self.config.data.seed,
                 epoch=epoch,
                 grouping=train.grouping,
                 lengths=self.lengths,
@@ -99,13 +111,26 @@ class HaclTrainer(Trainer):
 
     # Loss
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """Label tokens of the whole accumulation window on all ranks (collective)."""
-        counts = [(b["sequence_kind"][b["label_sequence"]] == GENERATION).sum() for b in batch_samples]
-        total = (torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long)).to(device)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor]:
+        """Micro-batches of one step and the label tokens of all of them on all ranks (collective).
+
+        Raises DataError on every rank when one cannot read its data, so that all can save together.
+        """
+        batches, failure = [], None
+        try:
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        except (ValueError, OSError) as error:
+            failure = error
+        counts = [(b["sequence_kind"][b["label_sequence"]] == GENERATION).sum() for b in batches]
+        labels = torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long)
+        shared = torch.stack([labels.cpu(), torch.tensor(int(failure is not None))]).to(device)
         if self.args.world_size > 1:
-            torch.distributed.all_reduce(total)
-        return total
+            torch.distributed.all_reduce(shared)
+        if shared[1]:
+            raise DataError(str(failure or "another rank could not read its data")) from failure
+        return batches, shared[0]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
@@ -115,10 +140,9 @@ class HaclTrainer(Trainer):
         outputs = model(**inputs)
         labels = outputs.lm_tokens if num_items_in_batch is None else num_items_in_batch
         ranks = 1 if num_items_in_batch is None else self.args.world_size
-        loss = objective.lm_weight * outputs.lm_sum * ranks / labels.clamp_min(1)
-        batch_loss = objective.contrastive_weight * outputs.contrastive
-        batch_loss = batch_loss + objective.likelihood_margin_weight * outputs.margin
-        loss = loss + batch_loss / self.current_gradient_accumulation_steps
+        lm_mean = outputs.lm_sum * ranks / labels.clamp_min(1)
+        window = self.current_gradient_accumulation_steps
+        loss = compose(objective, lm_mean, outputs.contrastive / window, outputs.margin / window)
         self._meter.add(outputs.report)
         if objective.contrastive_weight:
             self._meter.add({"contrastive": (outputs.contrastive, torch.ones_like(outputs.contrastive))})
@@ -128,10 +152,8 @@ class HaclTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one learning rate per module."""
         if self.optimizer is None:
-            rates = self.config.model.learning_rate
-            groups = parameter_groups(self.model, rates, self.args.weight_decay)
             self.optimizer = torch.optim.AdamW(
-                groups,
+                parameter_groups(self.model, self.config.model.learning_rate, self.args.weight_decay),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
@@ -141,11 +163,15 @@ class HaclTrainer(Trainer):
 
     # Metrics
 
+    def paused(self):
+        """Context whose time counts as no training: validation, saving, sampling."""
+        return self._throughput.paused()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Training lines also get every loss term, similarities, temperature, rates, throughput and memory."""
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise FloatingPointError(
+                raise DivergenceError(
                     f"loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate or resume from "
                     "the last checkpoint"
                 )
@@ -162,6 +188,10 @@ class HaclTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Validation losses over all samples and ranks: `<prefix>_loss` is the training objective on them."""
+        with self.paused():
+            return self._evaluate_all(eval_dataset, metric_key_prefix)
+
+    def _evaluate_all(self, eval_dataset, metric_key_prefix: str) -> dict[str, float]:
         objective = self.config.objective
         model, was_training = self.model_wrapped, self.model.training
         meter, training_meter = ReportMeter(), (self._meter, self._throughput)
@@ -175,11 +205,12 @@ class HaclTrainer(Trainer):
         model.train(was_training)
         self._meter, self._throughput = training_meter
         values = ratios(meter.reduce())
-        total = objective.lm_weight * values.get("lm", 0.0)
-        total += objective.contrastive_weight * values.get("contrastive", 0.0)
-        total += objective.likelihood_margin_weight * values.get("likelihood_margin", 0.0)
+        total = compose(objective, *(values.get(name, 0.0) for name in ("lm", "contrastive", "likelihood_margin")))
         metrics = {f"{metric_key_prefix}_loss": total}
         metrics.update({f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+        best = self.args.metric_for_best_model
+        if best is not None and f"{metric_key_prefix}_{best.removeprefix('eval_')}" not in metrics:
+            raise ValueError(f"train.best_metric={best} was not measured; these were: {', '.join(sorted(metrics))}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -196,8 +227,17 @@ class HaclTrainer(Trainer):
                 self.processor.save_pretrained(folder)
         self._barrier()
 
+    def save_now(self) -> None:
+        """Write a checkpoint of the current step unless this process has already done so. Every rank calls this."""
+        if self._saved_step != self.state.global_step:
+            self._save_checkpoint(self.model_wrapped, None)
+
     def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
         """As Trainer, then the manifest, and only then the removal of old checkpoints."""
+        with self.paused():
+            self._write_checkpoint(model, trial)
+
+    def _write_checkpoint(self, model: nn.Module, trial) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -214,6 +254,7 @@ class HaclTrainer(Trainer):
                 ranks=self.args.world_size,
             )
             rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=self.state.best_model_checkpoint)
+        self._saved_step = self.state.global_step
         self._barrier()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

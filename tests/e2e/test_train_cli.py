@@ -1,4 +1,4 @@
-"""The training command on tiny models, as a user would call it: trains, resumes, refuses bad input, loses no work."""
+"""The training command on tiny models, as a user would call it: trains, resumes, predicts."""
 
 import json
 import shutil
@@ -8,45 +8,10 @@ import pytest
 import torch
 
 import train
-from tests.tiny import build_tiny_model, write_tiny_records
+from tests.e2e.helpers import edited, losses, replace_weights
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return write_tiny_records(tmp_path_factory.mktemp("records"), 16, text_only=4)
-
-
-@pytest.fixture
-def command(tiny_llava, records, tmp_path):
-    """main([...]) with a tiny configuration; overrides are appended. Returns the exit status."""
-    settings = {
-        "model": {"path": str(tiny_llava)},
-        "data": {"path": [str(records)]},
-        "train": {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 4,
-            "per_device_batch_size": 4,
-            "save_steps": 2,
-            "scheduler": "constant",
-        },
-        "log": {"steps": 1},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(json.dumps(settings), encoding="utf-8")
-
-    def call(*overrides):
-        return train.main([str(path), *overrides])
-
-    call.run = tmp_path / "run"
-    return call
-
-
-def losses(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 PRESETS = {
@@ -104,6 +69,51 @@ def test_a_resumed_run_continues_with_the_same_losses(command, lora):
     after = losses(command.run)
     assert list(after) == [1, 2, 3, 4], "repeated steps are logged once"
     assert after == before
+
+
+def test_new_weights_are_saved_over_a_checkpoint_of_the_same_step(command):
+    """An older run left checkpoint-4; this one continues from checkpoint-2 and must not return the older weights."""
+    from safetensors.torch import load_file
+
+    assert command() == 0
+    last = command.run / "checkpoint-4"
+    stale = {name: torch.zeros_like(tensor) for name, tensor in load_file(last / "trained.safetensors").items()}
+    replace_weights(last, stale)
+    assert command("train.save_steps=0", f"train.resume={command.run / 'checkpoint-2'}") == 0
+    assert any(tensor.any() for tensor in load_file(last / "trained.safetensors").values())
+
+
+def test_samples_of_repeated_steps_are_written_once(command):
+    how = ["log.sample_steps=1", "log.sample_count=1", "log.sample_max_new_tokens=2"]
+    assert command(*how) == 0
+    shutil.rmtree(command.run / "checkpoint-4")
+    assert command(*how) == 0
+    rows = [json.loads(line) for line in (command.run / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_resuming_across_epochs_draws_the_same_captions(command, records, tmp_path):
+    """Three captions and hallucinated captions per record, drawn anew in each epoch of two steps."""
+
+    def more(lines):
+        del lines[8:]
+        for line in lines:
+            line["captions"] += [f"{line['captions'][0]} {word}" for word in ("in the image", "of the picture")]
+            line["hallucinated"] = [
+                {"text": f"{line['hallucinated'][0]['text']} {word}", "type": "attribute", "of": of}
+                for of, word in enumerate((".", "in the image", "of the picture"))
+            ]
+
+    path = edited(records, tmp_path, more)
+    how = [f"data.path={path}", "train.max_steps=6", "train.save_steps=1", "train.save_total_limit=null"]
+    how += ["objective.num_hallucinated=2", "train.cache_text_states=false", "model.preset=stage1-llm"]
+    assert command(*how) == 0
+    before = losses(command.run)
+    for step in (2, 3):  # at the end of an epoch, and within one
+        assert command(*how, f"train.resume={command.run / f'checkpoint-{step}'}") == 0
+        assert losses(command.run) == before
+    assert command(*how, "data.seed=1", f"train.output_dir={command.run}-other") == 0
+    assert losses(command.run.with_name("run-other")) != before
 
 
 def test_calling_a_finished_run_again_trains_nothing_and_returns_its_result(command, capsys):
@@ -222,93 +232,3 @@ def test_help_names_every_setting_without_loading_torch(capsys):
     with pytest.raises(SystemExit) as status:
         train.main(["--help"])
     assert status.value.code == 0 and "objective.hard_scope" in capsys.readouterr().out
-
-
-# Bad input: a clear error, and no lost work.
-
-
-def refuses(command, capsys, *overrides):
-    assert command(*overrides) == 2
-    return capsys.readouterr().err
-
-
-def edited(records, folder, change):
-    """A copy of the records with one line changed."""
-    lines = [json.loads(line) for line in records.read_text().splitlines()]
-    change(lines)
-    shutil.copytree(records.parent / "images", folder / "images")
-    path = folder / "edited.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def test_an_unknown_key_is_refused(command, capsys):
-    assert "did you mean 'objective.hard_scope'" in refuses(command, capsys, "objective.hard_scop=own")
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda lines: lines[3].update(image="images/absent.png"), ["sample-3", "absent.png"]),
-        (lambda lines: lines[3].update(image="../outside.png"), ["sample-3", "outside.png"]),
-        (lambda lines: lines[5].update(hallucinated=[]), ["sample-5", "no hallucinated caption"]),
-        (lambda lines: lines[2].update(captions=[""]), ["edited.jsonl", "3"]),
-    ],
-    ids=["missing image", "image outside the root", "no hallucinated caption", "empty caption"],
-)
-def test_a_bad_record_is_named_before_training(command, capsys, records, tmp_path, change, words):
-    message = refuses(command, capsys, f"data.path={edited(records, tmp_path, change)}")
-    assert all(word in message for word in words), message
-
-
-def test_a_truncated_image_is_named(command, capsys, records, tmp_path):
-    path = edited(records, tmp_path, lambda lines: None)
-    image = path.parent / "images/7.png"
-    image.write_bytes(image.read_bytes()[:60])
-    message = refuses(command, capsys, f"data.path={path}", "train.max_steps=5")
-    assert "sample-7" in message and "7.png" in message
-
-
-def test_a_processor_with_the_wrong_image_token_count_is_refused(command, capsys, tiny_llava, tmp_path):
-    folder = tmp_path / "wrong"
-    shutil.copytree(tiny_llava, folder)
-    settings = json.loads((folder / "processor_config.json").read_text())
-    settings["num_additional_image_tokens"] = 0
-    (folder / "processor_config.json").write_text(json.dumps(settings))
-    message = refuses(command, capsys, f"model.path={folder}")
-    assert "wrong image-token count" in message and "15" in message and "16" in message
-
-
-def test_another_models_checkpoint_is_not_resumed_and_not_touched(command, capsys, tmp_path):
-    assert command() == 0
-    before = sorted(path.name for path in command.run.iterdir())
-    other = build_tiny_model(tmp_path / "other", "llava", seed=1)
-    message = refuses(command, capsys, f"model.path={other}")
-    assert "checkpoint of another model" in message
-    assert sorted(path.name for path in command.run.iterdir()) == before
-
-
-def test_changed_settings_are_not_silently_ignored_on_resume(command, capsys):
-    assert command() == 0
-    message = refuses(command, capsys, "model.learning_rate.projector=0.5")
-    assert "model.learning_rate.projector: 0.001 there, 0.5 here" in message
-
-
-def test_an_interrupted_checkpoint_is_skipped(command):
-    assert command() == 0
-    before = losses(command.run)
-    (command.run / "checkpoint-4/heads.safetensors").write_bytes(b"cut")
-    assert command() == 0
-    assert losses(command.run) == before
-
-
-def test_a_foreign_checkpoint_folder_is_not_resumed(command, capsys, tmp_path):
-    message = refuses(command, capsys, f"train.resume={tmp_path / 'elsewhere/checkpoint-1'}")
-    assert "only checkpoints inside train.output_dir" in message
-
-
-def test_four_bit_without_a_gpu_is_a_clear_error(command, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device is present")
-    message = refuses(command, capsys, "model.preset=stage2-lora", "model.lora.rank=4", "model.load_in_4bit=true")
-    assert "needs a CUDA device" in message

@@ -1,5 +1,6 @@
 """Promises of batch planning, parameter groups, loss normalisation and metrics."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,13 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from hacl.config import Config, LearningRates
-from hacl.training import manifest
+from hacl.config import Config, LearningRates, ObjectiveConfig
+from hacl.data.records import parse_record
+from hacl.training import build, manifest
+from hacl.training.callbacks import keep_until
 from hacl.training.groups import parameter_groups
-from hacl.training.metrics import ReportMeter, ratios
+from hacl.training.metrics import ReportMeter, Throughput, ratios
+from hacl.training.objective import HaclModel, compose
 from hacl.training.runtime import deepspeed_config
 from hacl.training.sampler import GlobalBatchSampler, plan_epoch, plan_evaluation
-from hacl.training.trainer import HaclTrainer
+from hacl.training.trainer import DataError, HaclTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +92,94 @@ def test_nothing_to_train_is_an_error():
         parameter_groups(model, LearningRates(), 0.0)
 
 
+@pytest.mark.parametrize("setting, same", [("train", True), ("data", False)])
+def test_the_order_of_samples_depends_on_the_data_seed_alone(setting, same):
+    def order(seed):
+        trainer = HaclTrainer.__new__(HaclTrainer)
+        trainer.config = Config()
+        getattr(trainer.config, setting).seed = seed
+        trainer.args = SimpleNamespace(
+            world_size=1, process_index=0, dataloader_num_workers=0, dataloader_pin_memory=False
+        )
+        trainer.train_dataset, trainer.data_collator = list(range(64)), lambda samples: samples
+        trainer.lengths = trainer.is_text_only = None
+        return list(trainer.get_train_dataloader())
+
+    assert (order(0) == order(1)) == same
+
+
+def test_a_changed_conversation_image_id_or_type_is_other_data():
+    raw = {
+        "id": "a",
+        "image": "a.png",
+        "image_id": "1",
+        "captions": ["a red square"],
+        "hallucinated": [{"text": "a blue square", "type": "attribute"}],
+        "conversations": [{"role": "user", "content": "<image> what is it ?"}, {"role": "assistant", "content": "red"}],
+    }
+    changes = [
+        {},
+        {"image_id": "2"},
+        {"conversations": [raw["conversations"][0], {"role": "assistant", "content": "blue"}]},
+        {"hallucinated": [{"text": "a blue square", "type": "object"}]},
+    ]
+    found = {manifest.data_fingerprint([parse_record({**raw, **change}, where="x:1")]) for change in changes}
+    assert len(found) == len(changes)
+
+
+def test_a_resumed_log_loses_later_lines_and_a_cut_one(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    keep_until(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    keep_until(path, 0)
+    assert path.read_text() == ""
+
+
+def test_time_spent_validating_saving_and_sampling_is_no_training_time():
+    meter = Throughput()
+    meter.add({"sample_index": torch.zeros(6), "segment_ids": torch.ones(1, 10)})
+    with meter.paused():
+        time.sleep(0.3)
+    meter.started -= 1.0  # one more second of training
+    assert meter.reduce()["samples_per_second"] > 6 / 1.2
+
+
+class Broken:
+    """Two batches, then a damaged one."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = next(self.batches)
+        if batch is None:
+            raise OSError("7.png: truncated")
+        return batch
+
+
+def test_a_batch_that_cannot_be_read_is_a_data_error_that_names_the_file():
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.args = SimpleNamespace(world_size=1)
+    batch = {"sequence_kind": torch.tensor([0, 1]), "label_sequence": torch.tensor([0, 0, 0, 1])}
+    data = Broken([batch, batch, None])
+    batches, labels = trainer.get_batch_samples(data, 2, torch.device("cpu"))
+    assert len(batches) == 2 and labels == 6, "labels of hallucinated sequences do not count"
+    with pytest.raises(DataError, match="7.png: truncated"):
+        trainer.get_batch_samples(data, 2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("path", ["./absent", "/absent/model", "~/absent-model", "a/b/c", "tests/absent"])
+def test_a_model_path_that_looks_like_a_folder_and_is_none_is_named(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FileNotFoundError, match="model.path: no such folder"):
+        build.check_model_path(path)
+    build.check_model_path("owner/name")
+
+
 def window_loss(micro_batches, ranks=1):
     """Loss of one optimizer step by HaclTrainer.compute_loss: sum over the window, mean over ranks."""
     trainer = HaclTrainer.__new__(HaclTrainer)
@@ -125,6 +217,25 @@ def test_the_contrastive_loss_is_a_mean_over_micro_batches_whatever_the_tokens()
     many = [{"lm": [0.0] * 9, "contrastive": 2.0}, {"lm": [0.0] * 90, "contrastive": 4.0}]
     for window in (few, many):
         torch.testing.assert_close(window_loss([window]), torch.tensor(3.0))
+
+
+def test_the_loss_is_put_together_by_one_formula_for_tensors_and_numbers():
+    objective = Config().objective
+    objective.lm_weight, objective.contrastive_weight, objective.likelihood_margin_weight = 2.0, 3.0, 5.0
+    assert compose(objective, 1.0, 10.0, 100.0) == 2.0 + 30.0 + 500.0
+    assert float(compose(objective, *torch.tensor([1.0, 10.0, 100.0]))) == 532.0
+
+
+def test_heads_are_the_same_wherever_they_are_built(tiny_llava):
+    config = Config()
+    config.model.path = str(tiny_llava)
+    backbone = build.load_backbone(config.model)
+    objective = ObjectiveConfig(head="mlp", projection_size=8, shared_head=True, learn_temperature=True)
+    own = HaclModel(backbone, objective).heads
+    given = build.build_heads(build.find_adapter(backbone), objective, seed=0, trainable=True)
+    assert repr(own) == repr(given)
+    for mine, theirs in zip(own.parameters(), given.parameters(), strict=True):
+        assert torch.equal(mine, theirs) and mine.requires_grad == theirs.requires_grad
 
 
 def test_reports_are_reduced_by_sums_and_counts_and_then_forgotten():

@@ -1,0 +1,113 @@
+"""What is verified before any weight is loaded: records against the objective, images, and the samples they become.
+
+Bounds keep this to minutes on large sets: images are decoded where there are at most `DECODED` of them, else their
+headers are read; samples are built from all records where there are at most `BUILT`, else from as many spread evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hacl.config import DataConfig, ObjectiveConfig
+from hacl.data.dataset import TrainingDataset
+from hacl.data.images import check_header, load_image, resolve_image
+from hacl.data.records import Record
+from hacl.data.templates import SequenceEncoder
+from hacl.models.adapters import find_adapter
+from hacl.training import runtime
+
+DECODED = 5_000
+BUILT = 20_000
+UNLABELLED = 0.05  # above this share of samples without a label, the template or the lengths are wrong
+
+
+def check_records(records: Sequence[Record], objective: ObjectiveConfig, where: str, data: DataConfig) -> None:
+    """Refuse records that the objective cannot use; names the first few.
+
+    A captioned image must have a hallucinated caption when the objective uses them, apart from the share
+    `data.allow_missing_hallucinated`; those are counted and train without one.
+    """
+    if not records:
+        raise ValueError(f"{where}: no records")
+    captioned = [record for record in records if record.images and record.captions]
+    if objective.contrastive_weight > 0 and not captioned:
+        raise ValueError(f"{where}: no record has an image and a caption; set objective.contrastive_weight=0")
+    uses_terms = objective.contrastive_weight > 0 or objective.likelihood_margin_weight > 0
+    if objective.num_hallucinated == 0 or not uses_terms:
+        return
+    lacking = [record.id for record in captioned if not record.hallucinated]
+    if len(lacking) > data.allow_missing_hallucinated * len(captioned):
+        raise ValueError(
+            f"{where}: {len(lacking)} of {len(captioned)} captioned record(s) have no hallucinated caption, first "
+            f"{lacking[:3]}; make them with data_prep/make_hallucinations.py, permit a share with "
+            "data.allow_missing_hallucinated, or set objective.num_hallucinated=0"
+        )
+    if lacking:
+        _say(f"{where}: {len(lacking)} of {len(captioned)} captioned record(s) train without a hallucinated caption")
+
+
+def check_images(records: Sequence[Record], root: Path | None, *, decode: bool = True) -> None:
+    """Refuse records whose image is missing, outside the image folder or damaged; names record and file.
+
+    decode: read pixels too, as long as there are at most `DECODED` images. Of several ranks each takes its share.
+    """
+    owners: dict[str, str] = {}
+    for record in records:
+        for image in record.images:
+            owners.setdefault(image, record.id)
+    read = load_image if decode and len(owners) <= DECODED else check_header
+    for image, owner in list(owners.items())[runtime.rank() :: runtime.world_size()]:
+        try:
+            read(resolve_image(root, image))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"record {owner!r}: {error}") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"record {owner!r}: {error}") from error
+
+
+def check_samples(dataset: TrainingDataset, where: str, *, labels: bool) -> None:
+    """Build samples without their pixels: image marks, template and data.max_length raise here, naming the record.
+
+    labels: also count samples in which no token is learnt from; they are reported, and refused above `UNLABELLED`.
+    """
+    count = min(len(dataset), BUILT)
+    chosen = [len(dataset) * i // count for i in range(count)]
+    without = [
+        sample.record_id
+        for sample in map(dataset.__getitem__, chosen)
+        if labels and not any(sample.generation.is_label)
+    ]
+    if len(without) > UNLABELLED * count:
+        raise ValueError(
+            f"{where}: {len(without)} of {count} record(s) yield no token to learn, first {without[:3]}; raise "
+            "data.max_length, or see whether data.template fits the records"
+        )
+    if without:
+        _say(f"{where}: {len(without)} of {count} record(s) yield no token to learn, first {without[:3]}")
+
+
+def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:
+    """Refuse a processor whose image-token count differs from what tower and projector produce."""
+    adapter = find_adapter(backbone)
+    processor = encoder.processor
+    from PIL import Image
+
+    pixels = processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")["pixel_values"]
+    parameter = next(adapter.vision_tower.parameters())
+    with torch.no_grad():
+        produced = adapter.vision_features(pixels.to(parameter.device)).shape[1]
+    if produced != encoder.num_image_tokens:
+        raise ValueError(
+            f"wrong image-token count: the processor writes {encoder.num_image_tokens} tokens per image, the vision "
+            f"tower gives {produced}; correct patch_size, num_additional_image_tokens or "
+            "vision_feature_select_strategy in the checkpoint's processor_config.json"
+        )
+
+
+def _say(message: str) -> None:
+    if runtime.rank() == 0:
+        print(message, flush=True)
