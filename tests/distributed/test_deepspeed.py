@@ -1,4 +1,7 @@
-"""ZeRO-2 and ZeRO-3 on two CPU ranks: the losses of one process, resume, export. Each launch takes some 20 s."""
+"""DDP and ZeRO on two CPU ranks, by torchrun and by DeepSpeed's launcher: the losses of one process, resume, export.
+
+Each launch takes some 20 s.
+"""
 
 import json
 import math
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from tests.distributed.ranks import free_port
 from tests.tiny import write_tiny_records
 
 pytestmark = pytest.mark.slow
@@ -20,9 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def launch(ranks, *arguments):
-    """train.py under torchrun; fails the test with its output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+DEEPSPEED = ("-m", "deepspeed.launcher.runner", "--num_gpus=2", f"--master_port={free_port()}")
+
+
+def launch(launcher, *arguments):
+    """train.py in a fresh process or, with a launcher, in several; fails the test with its output."""
+    command = [sys.executable, *launcher]
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
@@ -53,7 +61,7 @@ def settings(tiny_llava, tmp_path):
             {
                 "model": {"path": str(tiny_llava), "preset": "stage1-llm"},
                 "data": {"path": str(records), "eval_path": str(odd)},
-                "train": {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "scheduler": "constant"},
+                "train": {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "scheduler": "constant", "warmup": 0},
                 "log": {"steps": 1},
             }
         ),
@@ -75,12 +83,12 @@ def test_zero_2_on_two_ranks_has_the_losses_of_one_process_and_resumes(settings,
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main([str(settings), f"train.output_dir={one}", *batch(4)]) == 0
     how = (settings, f"train.output_dir={two}", *batch(2), "train.deepspeed=2")
-    launch(2, *how)
+    launch(TORCHRUN, *how)
     for key in ("loss", "lm", "contrastive", "grad_norm", "hard_negative_win_rate"):
         assert lines(two, key) == pytest.approx(lines(one, key), rel=1e-4), key
     before = lines(two)
     shutil.rmtree(two / "checkpoint-4")
-    launch(2, *how)
+    launch(TORCHRUN, *how)
     assert lines(two) == pytest.approx(before, rel=1e-6)
 
 
@@ -92,12 +100,12 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     lora += ("objective.learn_temperature=true",)
     assert train.main([str(settings), f"train.output_dir={one}", *batch(4), *lora]) == 0
     how = (settings, f"train.output_dir={two}", *batch(2), *lora, "train.deepspeed=3", "log.sample_steps=4")
-    launch(2, *how)
+    launch(TORCHRUN, *how)
     assert lines(two) == pytest.approx(lines(one), rel=2e-2)
     assert lines(two, "eval_lm") == pytest.approx(lines(one, "eval_lm"), rel=2e-2)
     before = lines(two)
     shutil.rmtree(two / "checkpoint-4")
-    launch(2, *how)
+    launch(TORCHRUN, *how)
     assert lines(two) == pytest.approx(before, rel=1e-6)
     learnt = [load_file(run / "checkpoint-4/heads.safetensors")["temperature.log_inverse"] for run in (one, two)]
     initial = torch.tensor(math.log(1 / 0.07))
@@ -109,13 +117,44 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     assert (two / "samples.jsonl").is_file()
 
 
+def final_weights(run):
+    return load_file(run / "checkpoint-4/trained.safetensors")
+
+
+def test_plain_ddp_on_two_ranks_has_the_losses_and_weights_of_one_process(settings, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train.main([str(settings), f"train.output_dir={one}", *batch(4)]) == 0
+    launch(TORCHRUN, settings, f"train.output_dir={two}", *batch(2))
+    for key in ("loss", "lm", "contrastive", "grad_norm", "eval_loss"):
+        assert lines(two, key) == pytest.approx(lines(one, key), rel=1e-4), key
+    after = final_weights(two)
+    for name, expected in final_weights(one).items():
+        torch.testing.assert_close(after[name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_deepspeed_launcher_tunes_the_whole_decoder_under_zero_3_as_one_process_does(settings, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    how = ("model.preset=stage2", "data.prompt=what is it ?", "train.grouping=modality")
+    assert train.main([str(settings), f"train.output_dir={one}", *batch(4), *how]) == 0
+    launch(DEEPSPEED, settings, f"train.output_dir={two}", *batch(2), *how, "train.deepspeed=3")
+    for key in ("loss", "lm", "grad_norm", "eval_loss"):
+        assert lines(two, key) == pytest.approx(lines(one, key), rel=1e-4), key
+    after = final_weights(two)
+    for name, expected in final_weights(one).items():
+        torch.testing.assert_close(after[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_one_process_takes_a_step_under_zero_0_and_1(settings, tmp_path, stage):
+    how = (*batch(4), "train.max_steps=1", "train.eval_steps=0", f"train.deepspeed={stage}")
+    launch((), settings, f"train.output_dir={tmp_path / 'run'}", *how)
+    assert list(lines(tmp_path / "run")) == [1]
+
+
 def test_one_process_needs_no_launcher_for_zero_3_with_cached_features(settings, tmp_path):
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     how = ["model.preset=stage1", "model.learning_rate.llm=0", *batch(4)]
     assert train.main([str(settings), f"train.output_dir={plain}", *how]) == 0
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    command = [sys.executable, str(ROOT / "train.py"), str(settings), f"train.output_dir={sharded}", *how]
-    command += ["train.deepspeed=3", "train.cache_vision_features=true"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    sharding = ("train.deepspeed=3", "train.cache_vision_features=true")
+    launch((), settings, f"train.output_dir={sharded}", *how, *sharding)
     assert lines(sharded) == pytest.approx(lines(plain), rel=1e-4)
