@@ -3,9 +3,9 @@
 examples:
   three hallucinated captions for each caption
     python data_prep/make_hallucinations.py --input captions.jsonl --output hallucinated.jsonl
-  one for the first caption of each image, objects and insertions only
-    python data_prep/make_hallucinations.py --input captions.jsonl --output coarse.jsonl \\
-        --num-hallucinated 1 --captions-per-image 1 --types object,insertion
+  one per image, of the types that wording alone betrays least
+    python data_prep/make_hallucinations.py --input captions.jsonl --output subtle.jsonl \\
+        --num-hallucinated 1 --captions-per-image 1 --types object,action,attribute
   look at a few before the long run
     python data_prep/make_hallucinations.py --input captions.jsonl --output try.jsonl --limit 20
 
