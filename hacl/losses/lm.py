@@ -25,28 +25,16 @@ def sequence_log_likelihood(token_losses_N: Tensor, sequence_N: Tensor, num_sequ
 
 
 def likelihood_margin(
-    true_Q: Tensor,
-    false_Q: Tensor,
-    true_tokens_Q: Tensor,
-    false_tokens_Q: Tensor,
-    *,
-    margin: float = 0.0,
-    beta: float = 1.0,
-    length_normalised: bool = False,
+    true_Q: Tensor, false_Q: Tensor, *, margin: float = 0.0, beta: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over pairs of -log sigmoid(beta * (true - false - margin)) of log-likelihoods given the image, in nats.
 
-    Q pairs of a true and a hallucinated text with their numbers of label tokens; `length_normalised` compares
-    log-likelihoods per token. Returns the sum, the number of pairs whose true text is the likelier one, and the number
-    of pairs, so that ranks with different numbers of pairs can be put together. No pairs give zero with a graph.
-    Raises ValueError where the four do not have one shape.
+    Q pairs of a true and a hallucinated text. Returns the sum, the number of pairs whose true text is the likelier one,
+    and the number of pairs, so that ranks with different numbers of pairs can be put together. No pairs give zero with
+    a graph. Raises ValueError where the two do not have one shape.
     """
-    shapes = {tuple(x.shape) for x in (true_Q, false_Q, true_tokens_Q, false_tokens_Q)}
-    if len(shapes) != 1:
-        raise ValueError(f"likelihoods and token counts must have one shape, not {sorted(shapes)}")
-    if length_normalised:
-        true_Q = true_Q / true_tokens_Q.clamp_min(1)
-        false_Q = false_Q / false_tokens_Q.clamp_min(1)
+    if true_Q.shape != false_Q.shape:
+        raise ValueError(f"likelihoods must have one shape, not {tuple(true_Q.shape)} and {tuple(false_Q.shape)}")
     gap_Q = true_Q - false_Q
     loss_sum = F.softplus(-beta * (gap_Q - margin)).sum()
     return loss_sum, (gap_Q > 0).sum(), torch.tensor(gap_Q.numel(), device=gap_Q.device)

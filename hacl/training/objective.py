@@ -211,13 +211,10 @@ class HaclModel(PreTrainedModel):
         if not self.objective.likelihood_margin_weight:
             return lm_sum, lm_tokens, lm_sum.new_zeros(())
         log_likelihood_S = sequence_log_likelihood(losses_Nl, sequence_Nl, len(kind_S))
-        tokens_S = torch.bincount(sequence_Nl, minlength=len(kind_S)).clamp_min(1)
-        margin = self._likelihood_margin(log_likelihood_S, tokens_S, batch, report)
+        margin = self._likelihood_margin(log_likelihood_S, batch, report)
         return lm_sum, lm_tokens, margin
 
-    def _likelihood_margin(
-        self, log_likelihood_S: Tensor, tokens_S: Tensor, batch: dict[str, Tensor], report: Report
-    ) -> Tensor:
+    def _likelihood_margin(self, log_likelihood_S: Tensor, batch: dict[str, Tensor], report: Report) -> Tensor:
         kind_S, owner_S = batch["sequence_kind"], batch["sequence_sample"]
         true_s = (kind_S == GENERATION).nonzero().squeeze(-1)
         false_s = (kind_S == HALLUCINATED_GENERATION).nonzero().squeeze(-1)
@@ -227,8 +224,6 @@ class HaclModel(PreTrainedModel):
         loss_sum, wins, pairs = likelihood_margin(
             log_likelihood_S[pair_true],
             log_likelihood_S[false_s],
-            tokens_S[pair_true],
-            tokens_S[false_s],
             margin=self.objective.likelihood_margin,
             beta=self.objective.likelihood_margin_beta,
         )
