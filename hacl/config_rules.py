@@ -15,13 +15,15 @@ def _rates(config: Any) -> Any:
 
 
 def _stage(config: Any) -> int | None:
-    """ZeRO stage as far as it can be read here; a missing JSON file is reported where it is opened."""
+    """ZeRO stage as far as it can be read here; a missing or damaged JSON file is reported where it is opened."""
     plan = config.train.deepspeed
-    if isinstance(plan, str):
-        path = Path(plan)
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return int(content.get("zero_optimization", {}).get("stage", 0))
-    return plan
+    if not isinstance(plan, str):
+        return plan
+    try:
+        content = json.loads(Path(plan).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return content.get("zero_optimization", {}).get("stage", 0)
 
 
 def _needs_hallucinated(config: Any) -> bool:

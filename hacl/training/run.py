@@ -21,6 +21,8 @@ from hacl.training import build, caches, callbacks, checks, manifest, runtime
 from hacl.training.objective import HaclModel
 from hacl.training.trainer import DataError, HaclTrainer
 
+RESULT = "result.json"
+
 
 @dataclass
 class RunResult:
@@ -201,6 +203,7 @@ def run(config: Config) -> RunResult:
         return _finished(output, Path(resume))
     if trainer.args.should_save:
         output.mkdir(parents=True, exist_ok=True)
+        (output / RESULT).unlink(missing_ok=True)  # it is about what was finished before
         save_config(config, output / "config.yaml")
         (output / "versions.json").write_text(json.dumps(manifest.versions(), indent=1), encoding="utf-8")
     _announce(config, trainer, resume)
@@ -222,7 +225,7 @@ def run(config: Config) -> RunResult:
     result = RunResult(Path(best) if best else last, trainer.state.global_step, metrics)
     if trainer.args.should_save:
         summary = {"checkpoint": result.checkpoint.name, "step": result.step, "metrics": result.metrics}
-        (output / "result.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        (output / RESULT).write_text(json.dumps(summary, indent=1), encoding="utf-8")
     return result
 
 
@@ -235,8 +238,8 @@ def _is_finished(trainer: HaclTrainer, checkpoint: str) -> bool:
 def _finished(output: Path, last: Path) -> RunResult:
     """What an earlier call of `run` returned."""
     summary = {"checkpoint": last.name, "step": int(last.name.split("-")[1]), "metrics": {}}
-    if (output / "result.json").is_file():
-        summary.update(json.loads((output / "result.json").read_text(encoding="utf-8")))
+    if (output / RESULT).is_file():
+        summary.update(json.loads((output / RESULT).read_text(encoding="utf-8")))
     print(f"nothing left to do: {output} is finished at step {summary['step']}")
     return RunResult(output / summary["checkpoint"], summary["step"], summary["metrics"])
 

@@ -68,7 +68,10 @@ def deepspeed_config(train: TrainConfig) -> dict | None:
         path = Path(train.deepspeed)
         if not path.is_file():
             raise FileNotFoundError(f"train.deepspeed: no such file {path}; give a stage 0-3 or a DeepSpeed JSON file")
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"train.deepspeed: {path} is not valid JSON: {error}") from error
         if "optimizer" in plan or "scheduler" in plan:
             raise ConfigError(f"{path}: remove 'optimizer' and 'scheduler'; model.learning_rate and train.* set them")
         return plan

@@ -83,6 +83,20 @@ def test_new_weights_are_saved_over_a_checkpoint_of_the_same_step(command):
     assert any(tensor.any() for tensor in load_file(last / "trained.safetensors").values())
 
 
+def test_a_run_that_goes_on_no_longer_names_the_checkpoint_it_had_finished_with(command, monkeypatch):
+    from hacl.training.trainer import HaclTrainer
+
+    assert command() == 0 and (command.run / "result.json").is_file()
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HaclTrainer, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command("train.max_steps=8")
+    assert not (command.run / "result.json").exists()
+
+
 def test_samples_of_repeated_steps_are_written_once(command):
     how = ["log.sample_steps=1", "log.sample_count=1", "log.sample_max_new_tokens=2"]
     assert command(*how) == 0

@@ -269,6 +269,14 @@ def test_a_deepspeed_file_that_names_an_optimizer_is_refused(tmp_path):
         deepspeed_config(config.train)
 
 
+def test_a_damaged_deepspeed_file_is_named(tmp_path):
+    config = Config()
+    config.train.deepspeed = str(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json is not valid JSON"):
+        deepspeed_config(config.train)
+
+
 def test_a_fingerprint_sees_a_changed_weight_and_only_in_the_parts_asked_for(tmp_path):
     from safetensors.torch import save_file
 
