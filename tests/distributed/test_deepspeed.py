@@ -10,13 +10,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
-from tests.distributed.ranks import free_port
+from hacl.data.images import load_image
+from hacl.training.trainer import DataError, HaclTrainer
+from tests.distributed.ranks import free_port, run_ranks
 from tests.tiny import write_tiny_records
 
 pytestmark = pytest.mark.slow
@@ -115,6 +118,23 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     report = json.loads((out / "hacl/verified.json").read_text())
     assert report["same_tokens"] and not report["unexpected_keys"]
     assert (two / "samples.jsonl").is_file()
+
+
+def read_one_step(rank):
+    """What this rank hears when rank 1 cannot read its data."""
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.args = SimpleNamespace(world_size=2)
+    batches = iter([{"sequence_kind": torch.tensor([0]), "label_sequence": torch.tensor([0, 0])}])
+    damaged = (load_image(ROOT / "pyproject.toml") for _ in range(1))
+    try:
+        trainer.get_batch_samples(damaged if rank else batches, 1, torch.device("cpu"))
+    except DataError as error:
+        return str(error)
+
+
+def test_all_ranks_stop_together_when_one_cannot_read_its_data():
+    first, second = run_ranks(read_one_step, 2)
+    assert "another rank" in first and "pyproject.toml" in second
 
 
 def final_weights(run):
