@@ -33,9 +33,12 @@ def _measures() -> list[dict[str, Any]]:
         row("margin_gain_wrong_image", "gain of the right over another image", "higher", margin, headline=True),
         row("margin_accuracy_pmi", "prior taken out (PMI)", "higher", margin),
     ]
-    rows += [row(f"margin_accuracy/{kind}", kind, "higher", "Margin accuracy by type") for kind in TYPES]
-    rows += [row(f"margin_accuracy_blind/{kind}", kind, None, "Without image, by type") for kind in TYPES]
-    rows += [row(f"margin_accuracy_pmi/{kind}", kind, "higher", "PMI by type") for kind in TYPES]
+    by_type = "Margin accuracy by type"
+    for kind in TYPES:
+        rows.append(row(f"margin_accuracy/{kind}", kind, "higher", by_type))
+        rows.append(row(f"margin_accuracy_blind/{kind}", f"{kind}, without image", None, by_type))
+        rows.append(row(f"margin_accuracy_wrong_image/{kind}", f"{kind}, another image", None, by_type))
+        rows.append(row(f"margin_accuracy_pmi/{kind}", f"{kind}, PMI", "higher", by_type))
     for stage, words in (("post", "after heads"), ("pre", "states, centred")):
         rows += [row(f"{stage}/{way}@{k}", f"{way}@{k}, {words}", "higher", states) for way in ("i2t", "t2i")
                  for k in (1, 5)]  # fmt: skip
