@@ -29,7 +29,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     start.add_argument("--cache", type=Path, default=Path("cache/pocket"), help="bases (default: %(default)s)")
     start.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all; control is needed")
     start.add_argument("--bases", type=int, nargs="+", help="numbers of the bases (default: 0, or 100 to 105)")
-    start.add_argument("--seeds", type=int, nargs="+", help="tuning seeds per base (default: 0 1 2, or 0 1)")
+    start.add_argument("--seeds", type=int, nargs="+", help="tuning seeds per base (default: 0 1 2, or 0 for --full)")
     start.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     start.add_argument("--split", choices=("val", "test"), default="test", help="val is for choosing settings")
     start.add_argument("--smoke", action="store_true", help="a minute, hardly trained: checks the machinery only")
@@ -52,7 +52,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
     if "control" not in arguments.arms:
         print("error: --arms must contain control, which every arm is compared with", file=sys.stderr)
         return 2
-    from hacl.pocket.base import BaseSettings, find_or_make_base
+    from hacl.pocket.base import BaseSettings, find_or_make_bases
     from hacl.pocket.evaluate import Sizes
     from hacl.pocket.experiment import UNTUNED, Unit, World, run_units
     from hacl.pocket.results import assemble, write_results
@@ -63,12 +63,12 @@ def quickstart(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     out = arguments.out or Path("runs/pocket-smoke" if smoke else "runs/pocket-full" if full else "runs/pocket")
     bases = arguments.bases or (list(range(100, 106)) if full else [0])
-    seeds = arguments.seeds or ([0] if smoke else [0, 1] if full else [0, 1, 2])
+    seeds = arguments.seeds or ([0] if smoke or full else [0, 1, 2])
     laws = ("like", "broken", "independent") if full else ("like", "broken")
     sizes = Sizes(6, 4, 3, 6) if smoke else Sizes(500, 200, 100, 200) if full else Sizes(200, 60, 40, 120)
     world = World(
         (out / "world").resolve(),
-        tuning=64 if smoke else 8000,
+        tuning=64 if smoke else 5200,
         test=max(sizes.captions, sizes.states),
         splits=tuple(f"{arguments.split}_{law}" for law in laws),
         seed=2 if full else 1,

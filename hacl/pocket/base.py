@@ -12,8 +12,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from hacl.models.pocket import TOWER, pocket_model, pocket_processor
@@ -60,6 +63,29 @@ def find_or_make_base(cache: Path | str, settings: BaseSettings, *, report: Call
         shutil.rmtree(folder)
     os.replace(aside, folder)
     return folder
+
+
+def find_or_make_bases(cache: Path | str, settings: Sequence[BaseSettings], *, workers: int) -> list[Path]:
+    """Folders of several bases; those that are missing are trained side by side, one thread each."""
+    missing = [each for each in settings if not (Path(cache) / each.name() / "base.json").is_file()]
+    if len(missing) > 1 and workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            list(pool.map(partial(_make_quietly, cache), missing))
+    return [find_or_make_base(cache, each) for each in settings]
+
+
+def _make_quietly(cache: Path | str, settings: BaseSettings) -> None:
+    def report(line: str) -> None:
+        if "300/" in line or "training base" in line:
+            print(f"[base {settings.seed}] {line}", flush=True)
+
+    find_or_make_base(cache, settings, report=report)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def train_base(settings: BaseSettings, *, report: Callable[[str], None] = print):

@@ -6,6 +6,7 @@ and continued. Units run in separate processes, one thread each.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from hacl.pocket.evaluate import Sizes
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "pocket"
 TRAIN_START = 50_000  # tuning scenes begin behind the scenes that any base was trained on
+TUNING_TYPES = ("object", "insertion")  # the adversarial hallucinated captions; the other types are only measured
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,15 @@ class World:
         from hacl.pocket.build import build_split
 
         if not (self.root / "train.jsonl").is_file():
-            build_split(self.root, "train", self.tuning, seed=self.seed, start=TRAIN_START, question_share=0.25)
+            build_split(
+                self.root,
+                "train",
+                self.tuning,
+                seed=self.seed,
+                start=TRAIN_START,
+                types=TUNING_TYPES,
+                question_share=0.25,
+            )
         for split in self.splits:
             if not (self.root / f"{split}.jsonl").is_file():
                 build_split(self.root, split, self.test, seed=self.seed)
@@ -132,17 +142,10 @@ def run_unit(unit: Unit) -> dict[str, Any]:
     return result
 
 
-def _tune(unit: Unit):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(unit.base_folder)
-    if unit.arm == UNTUNED:
-        return AutoModelForImageTextToText.from_pretrained(unit.base_folder).eval(), processor
+def _config(unit: Unit):
     from hacl.config import load_config
-    from hacl.training.export import load_finetuned
-    from hacl.training.run import run
 
-    config = load_config(
+    return load_config(
         CONFIGS / f"{unit.arm}.yaml",
         [
             f"model.path={unit.base_folder}",
@@ -154,9 +157,28 @@ def _tune(unit: Unit):
             *unit.overrides,
         ],
     )
-    result = run(config)
+
+
+def _tune(unit: Unit):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(unit.base_folder)
+    if unit.arm == UNTUNED:
+        return AutoModelForImageTextToText.from_pretrained(unit.base_folder).eval(), processor
+    from hacl.training.export import load_finetuned
+    from hacl.training.run import run
+
+    with (unit.folder / "train.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        result = run(_config(unit))
     model, _ = load_finetuned(result.checkpoint)
     return model, processor
+
+
+def store_features(unit: Unit) -> None:
+    """Compute the tower's features of the tuning scenes, so that runs in several processes all find them."""
+    from hacl.training.run import build_trainer
+
+    build_trainer(_config(unit))
 
 
 def _save_states(path: Path, states: dict) -> None:
@@ -178,7 +200,7 @@ def run_units(units: Sequence[Unit], *, workers: int) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     results: dict[int, dict[str, Any]] = {}
-    waiting = []
+    waiting: list[int] = []
     for index, unit in enumerate(units):
         done = unit.finished()
         if done is None:
@@ -187,6 +209,10 @@ def run_units(units: Sequence[Unit], *, workers: int) -> list[dict[str, Any]]:
             results[index] = done
     if results:
         print(f"{len(results)} of {len(units)} runs are already there")
+    for base in dict.fromkeys(units[index].base for index in waiting):
+        tuned = [units[i] for i in waiting if units[i].base == base and units[i].arm != UNTUNED]
+        if tuned:
+            store_features(tuned[0])
     with tqdm(total=len(units), initial=len(results), desc="runs", unit="run") as bar:
         if workers <= 1:
             for index in waiting:
