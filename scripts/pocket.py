@@ -76,9 +76,9 @@ def quickstart(arguments: argparse.Namespace) -> int:
     small = {"scenes": 1600, "tower_steps": 3, "text_steps": 2, "align_steps": 2, "image_steps": 3} if smoke else {}
     overrides = (*(["train.max_steps=2"] if smoke else []), *arguments.set)
     prepare(arguments.workers)
-    folders = {
-        number: find_or_make_base(arguments.cache, BaseSettings(seed=number, **small)).resolve() for number in bases
-    }
+    settings = [BaseSettings(seed=number, **small) for number in bases]
+    made = find_or_make_bases(arguments.cache, settings, workers=arguments.workers)
+    folders = {number: folder.resolve() for number, folder in zip(bases, made, strict=True)}
     world.prepare()
     print(f"bases and scenes ready after {time.perf_counter() - started:.0f} s")
     prepare(1)
