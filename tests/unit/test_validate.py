@@ -231,9 +231,16 @@ def test_the_command_says_what_to_do_about_records_left_without_any(tmp_path):
 
 def test_ctrl_c_loses_no_written_line(tmp_path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    write_records(source, captioned(20_000))
+    write_records(source, captioned(4_000))
     words = [sys.executable, "data_prep/make_hallucinations.py", "--input", str(source), "--output", str(output)]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+    )
     while process.poll() is None and not (output.exists() and output.stat().st_size):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
