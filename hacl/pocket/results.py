@@ -14,7 +14,7 @@ LABELS = {
     "control": ("Control", "generation loss only"),
     "contrastive": ("Contrastive", "generation + contrastive loss without hallucinated captions"),
     "hacl_paper": ("HACL, paper's form", "last token after the final norm, one hallucinated caption of the own image"),
-    "hacl_ours": ("HACL, ours", "the best form found on validation scenes"),
+    "hacl_ours": ("HACL, ours", "means after block 3, no heads, two hallucinated captions"),
     "margin": ("Likelihood margin", "generation + likelihood margin on the same hallucinated captions (yardstick)"),
     UNTUNED: ("Base, untuned", "what every arm starts from"),
 }
