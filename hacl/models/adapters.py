@@ -10,6 +10,7 @@ V vocabulary.
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class UnsupportedModelError(ValueError):
 
 
 @dataclass
-class Adapter:
+class Adapter(ABC):
     """Uniform access to the parts of a LLaVA-class model.
 
     `vision_features` is what a frozen tower's cache stores; `project` maps it to LLM embeddings; `decode` is the one
@@ -59,9 +60,9 @@ class Adapter:
         """Modules by the name under which a learning rate is given: vision, projector, llm."""
         return {"vision": [self.vision_tower], "projector": [self.projector], "llm": [self.decoder, self.lm_head]}
 
+    @abstractmethod
     def vision_features(self, pixel_values: Tensor) -> Tensor:
         """(I, 3, H, W) pixels -> (I, N, Dv) features selected from the tower, before the projector."""
-        raise NotImplementedError("an Adapter is made by find_adapter, which picks the family")
 
     def project(self, features_INDv: Tensor) -> Tensor:
         """(I, N, Dv) -> (I, N, D) embeddings in the decoder's space."""
