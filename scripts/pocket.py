@@ -1,7 +1,7 @@
 """The offline world: train base models, tune them by every arm, measure, report.
 
-    python scripts/pocket.py quickstart                  # one base, three seeds: a demonstration
-    python scripts/pocket.py quickstart --full           # six fresh bases: the source of verdicts
+    python scripts/pocket.py quickstart                  # one base, three seeds, four arms: a demonstration
+    python scripts/pocket.py quickstart --full           # six fresh bases, five arms: the source of verdicts
     python scripts/pocket.py quickstart --smoke          # does everything run? numbers mean nothing
     python scripts/pocket.py base --seed 0               # only make (or find) a base; prints its folder
 
