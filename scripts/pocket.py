@@ -69,10 +69,10 @@ def quickstart(arguments: argparse.Namespace) -> int:
     bases = arguments.bases or (list(range(100, 106)) if full else [0])
     seeds = arguments.seeds or ([0] if smoke or full else [0, 1, 2])
     laws = ("like", "broken", "independent") if full else ("like", "broken")
-    sizes = Sizes(6, 4, 3, 6) if smoke else Sizes(500, 200, 100, 200) if full else Sizes(200, 60, 40, 120)
+    sizes = Sizes(6, 4, 3, 6) if smoke else Sizes(500, 200, 100, 200) if full else Sizes(160, 60, 40, 100)
     world = World(
         (out / "world").resolve(),
-        tuning=64 if smoke else 5200,
+        tuning=64 if smoke else 4600,
         test=max(sizes.captions, sizes.states),
         splits=tuple(f"{arguments.split}_{law}" for law in laws),
         seed=2 if full else 1,

@@ -89,7 +89,7 @@ def label_loss(model, states, sequence):
 
 
 def info_nce(hacl, images, captions, hallucinated):
-    """Both directions for one caption per image: i2t over captions and the chosen hallucinated ones, t2i over images."""
+    """Both directions, one caption per image: i2t over captions and the chosen hallucinated ones, t2i over images."""
     inverse_temperature = hacl.heads.log_inverse_temperature().exp().squeeze()
     v = [None if s is None else F.normalize(hacl.heads.project_image(s), dim=-1) for s in images]
     t = [[F.normalize(hacl.heads.project_text(s), dim=-1) for s in row] for row in captions]
