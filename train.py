@@ -44,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from hacl.training.runtime import rank
+    from hacl.training.runtime import leave_group, rank
 
     if rank() == 0:
         print(f"done after step {result.step}: {result.checkpoint}")
         print(f"next: python scripts/export.py --checkpoint {result.checkpoint} --out {result.checkpoint.parent}/model")
+    leave_group()
     return 0
 
 

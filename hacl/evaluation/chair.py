@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hacl.evaluation.score import ScoreReport, ratio
+from hacl.evaluation.reports import ScoreReport, ratio
 
 TOKEN = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 IRREGULAR = {

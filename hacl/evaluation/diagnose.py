@@ -18,7 +18,7 @@ from hacl.evaluation.diagnostics import VIEWS, States, bootstrap_images, entangl
 from hacl.evaluation.inputs import make_encoder
 from hacl.evaluation.likelihood import caption_margins
 from hacl.evaluation.projection import SharedProjection
-from hacl.evaluation.score import ScoreReport
+from hacl.evaluation.reports import ScoreReport
 from hacl.evaluation.states import collect_states
 from hacl.evaluation.statistics import bootstrap_runs
 from hacl.models.adapters import find_adapter

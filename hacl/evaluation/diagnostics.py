@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hacl.evaluation.retrieval import retrieval, unit
-from hacl.evaluation.score import ScoreReport, ratio
+from hacl.evaluation.reports import ScoreReport, ratio
 
 VIEWS = ("raw", "centred", "whitened")
 

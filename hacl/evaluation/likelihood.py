@@ -21,7 +21,7 @@ from tqdm import tqdm
 from hacl.data.records import Record
 from hacl.evaluation.generation import with_prompt
 from hacl.evaluation.inputs import ImageEmbeddings, ImageLike, decode_rows, evaluating, image_paths, make_encoder
-from hacl.evaluation.score import ScoreReport, ratio
+from hacl.evaluation.reports import ScoreReport, ratio
 
 CONDITIONS = ("", "_blind", "_wrong_image")
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from hacl.evaluation.score import ScoreReport, ratio
+from hacl.evaluation.reports import ScoreReport, ratio
 
 SPLITS = ("random", "popular", "adversarial")
 QUESTION = "Is there {article} {object} in the image?"

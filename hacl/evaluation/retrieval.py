@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hacl.evaluation.score import ScoreReport, ratio
+from hacl.evaluation.reports import ScoreReport, ratio
 
 
 def unit(x: np.ndarray) -> np.ndarray:

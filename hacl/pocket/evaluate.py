@@ -19,7 +19,7 @@ from hacl.evaluation.generation import answer_questions, generate_captions
 from hacl.evaluation.inputs import image_paths, make_encoder
 from hacl.evaluation.likelihood import caption_margins
 from hacl.evaluation.pope import SPLITS, build_questions, distinct_questions, score_splits
-from hacl.evaluation.score import ScoreReport
+from hacl.evaluation.reports import ScoreReport
 from hacl.pocket.language import PROMPTS
 from hacl.pocket.world import KINDS, object_vocabulary
 

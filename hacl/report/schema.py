@@ -24,7 +24,7 @@ Only ``header``, ``control``, ``measures`` and ``arms`` are required. Everything
             "metrics": {"seen": {"chair_i": 0.31, ...}},       # split -> measure -> number or null
             "items": {"seen": {"chair_i": {"image-7": [1, 4], ...}}},   # optional evidence for intervals over images:
                                                                # numerator and denominator of each image, as
-                                                               # hacl.evaluation.score.ScoreReport.by_image() returns
+                                                               # hacl.evaluation.reports.ScoreReport.by_image() returns
             "log_path": "runs/control-1/log.jsonl",            # JSONL rows with "step" and numbers, relative to the
                                                                # folder of the report or absolute; or, inline:
             "log": [{"step": 1, "loss": 2.3}, ...],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hacl.data.records import Record
-from hacl.evaluation.score import ScoreReport, collect
+from hacl.evaluation.reports import ScoreReport, collect
 
 CAPTION_TOKENS = 24
 

@@ -48,6 +48,19 @@ def join_group() -> None:
         torch.distributed.init_process_group("gloo")
 
 
+def leave_group() -> None:
+    """End the process group of a launched job, every rank together; call it last.
+
+    A rank that exits with the group alive tears it down under its own communication threads, and one of them waiting
+    for the interpreter then aborts a process whose work is done and saved.
+    """
+    import torch
+
+    if world_size() > 1 and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def zero_stage(train: TrainConfig) -> int | None:
     """ZeRO stage of the run, None without DeepSpeed."""
     plan = deepspeed_config(train)

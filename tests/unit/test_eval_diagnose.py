@@ -13,7 +13,7 @@ import torch
 from hacl.config import Config, to_dict
 from hacl.data.records import read_records
 from hacl.evaluation.diagnose import diagnose, exported_config
-from hacl.evaluation.score import ScoreReport, collect
+from hacl.evaluation.reports import ScoreReport, collect
 from hacl.models.heads import ContrastiveHeads
 from hacl.report.diagnosis import diagnosis_table, write_diagnosis
 from hacl.training.export import SIDECAR
