@@ -23,16 +23,31 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def check_model_path(path: str) -> None:
-    """Refuse an empty model.path, and one that looks like a folder and is none (a hub id is `name` or `owner/name`)."""
+    """Refuse an empty model.path, one that looks like a folder and is none (a hub id is `name` or `owner/name`), and a
+    folder with a damaged weight file."""
     if not path:
         raise ConfigError("model.path is empty: give the folder (or hub id) of a multimodal checkpoint")
     if Path(path).is_dir():
-        return
+        return check_weights(Path(path))
     if path.startswith("~") and Path(path).expanduser().is_dir():
         raise ConfigError(f"model.path={path}: '~' is not expanded here; write {Path(path).expanduser()}")
     looks_like_folder = path.startswith((".", "~", os.sep)) or "\\" in path or path.count("/") > 1
     if looks_like_folder or ("/" in path and Path(path).parent.is_dir()):
         raise FileNotFoundError(f"model.path: no such folder {path}; give the folder (or hub id) of a checkpoint")
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a damaged or cut-off weight file. Reads headers only, which hold the size that the file must have."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged or incomplete ({error}); {path.stat().st_size:,} bytes are there: copy it again"
+            ) from error
 
 
 def load_processor(model: ModelConfig):

@@ -43,6 +43,7 @@ def load_finetuned(checkpoint: Path | str, *, base: str | None = None, merge: bo
     config = from_dict(Config, content["config"], where=str(folder / manifest.MANIFEST))
     path = base or content["base"]["path"]
     revision = None if base else content["base"]["revision"]
+    build.check_model_path(path)
     found = manifest.fingerprint(manifest.model_folder(path, revision))
     if found != content["base"]["fingerprint"]:
         raise manifest.CheckpointError(

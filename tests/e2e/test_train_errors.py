@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +128,11 @@ def test_starting_anew_in_a_used_folder_is_refused_and_says_what_to_do(command, 
     message = refuses(command, capsys, "train.resume=none", "train.seed=1")
     assert "already holds checkpoint-2, checkpoint-4" in message and "choose another train.output_dir" in message
     assert (command.run / "checkpoint-4/manifest.json").read_text() == before
+
+
+def test_a_cut_off_weight_file_is_named(command, capsys, tiny_llava, tmp_path):
+    copied = Path(shutil.copytree(tiny_llava, tmp_path / "cut"))
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-500])
+    message = refuses(command, capsys, f"model.path={copied}")
+    assert "cut/model.safetensors is damaged or incomplete" in message
