@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hacl.data.json_stream import iter_json_list
 from hacl.data.record_fields import KNOWN_KEYS, Fields, kind_of
 from hacl.data.schema import HALLUCINATION_TYPES, HallucinatedCaption, Record, RecordError, Turn
 
@@ -61,7 +62,7 @@ def parse_record(raw: Any, *, where: str) -> Record:
 
 
 def iter_raw(path: Path | str, on_error: Callable[[RecordError], None] | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield ("file:line", decoded JSON) of a JSONL file, line by line, or ("file:[index]", ...) of a JSON list.
+    """Yield ("file:line", decoded JSON) of a JSONL file or ("file:[index]", ...) of a JSON list, one at a time.
 
     on_error: called with what is wrong with an unreadable line, which is then skipped; without it the error is raised.
     """
@@ -76,14 +77,16 @@ def iter_raw(path: Path | str, on_error: Callable[[RecordError], None] | None = 
         on_error(error)
 
     if _is_list(path):
-        try:
-            rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            refuse(f"{path}: not a readable JSON list ({error}); mend the file or write one record per line (.jsonl)")
-            return
-        for index, row in enumerate(rows):
+        rows = enumerate(iter_json_list(path))
+        while True:
+            try:
+                index, row = next(rows)
+            except StopIteration:
+                return
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                refuse(f"{path}: not a readable JSON list ({error}); mend the file or write one record per line (.jsonl)")
+                return
             yield f"{path}:[{index}]", row
-        return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
