@@ -10,35 +10,62 @@ of them, and a paired comparison of two runs, without scoring again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Sums(Protocol):
+    """Evidence of a streaming scorer, already added up by image (hacl.evaluation.scorers.evidence.ImageSums)."""
+
+    def tables(self) -> dict[str, dict[str, list[float]]]: ...
 
 
 @dataclass
 class ScoreReport:
-    """What a scorer found; JSON-serialisable through :meth:`to_json`.
+    """What a scorer found; JSON-serialisable through :meth:`to_json`, and readable like a dictionary.
 
     Attributes:
         metrics: metric name to value; ``None`` where the ratio is 0/0, with a line in ``warnings``.
         groups: name of a subset (a POPE split, a hallucination type) to its metrics.
-        items: one row per prediction in input order; every row has ``image_id``.
+        items: one row per prediction in input order; every row has ``image_id`` where ``ratios`` are given. A list, or
+            above 50,000 predictions an object that can only be iterated.
         ratios: metric name to one ``(numerator, denominator)`` per item, aligned with ``items``.
         counts: integers behind the metrics.
         warnings: sentences for the reader of the numbers.
-        meta: scorer version and options.
+        meta: scorer version, options, sha256 of every input.
+        intervals: metric name to ``[low, high]`` (95%, over images), None where there is none.
+        sums: evidence by image of a streaming scorer, in place of ``ratios``.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
     groups: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    items: list[dict[str, Any]] = field(default_factory=list)
+    items: Iterable[dict[str, Any]] = field(default_factory=list)
     ratios: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, list[float] | None] = field(default_factory=dict)
+    sums: Sums | None = field(default=None, repr=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, safe for ``json.dumps``."""
-        return asdict(self)
+    def __getitem__(self, name: str) -> Any:
+        """``report["metrics"]``, for code that treats the report as the dictionary it becomes in a file."""
+        if name not in self.__dataclass_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def to_json(self, *, items: bool = True, tables: bool = False) -> dict[str, Any]:
+        """A plain dictionary, safe for ``json.dumps``.
+
+        items: with the rows (a long run has them in its own file). tables: with the evidence by image,
+            ``{"tables": {metric: {image_id: [numerator, denominator]}}}``, which a paired comparison reads.
+        """
+        names = ("metrics", "intervals", "groups", "counts", "warnings", "meta")
+        content = {name: getattr(self, name) for name in names}
+        if items:
+            content["items"] = list(self.items)
+        if tables:
+            content["tables"] = self.by_image()
+        return content
 
     def by_image(self) -> dict[str, dict[str, list[float]]]:
         """``{metric: {image_id: [numerator, denominator]}}``: items of one image added up.
@@ -46,6 +73,8 @@ class ScoreReport:
         The image is the unit that is resampled by :mod:`hacl.evaluation.statistics`; a POPE image has six questions
         whose errors are not independent.
         """
+        if self.sums is not None:
+            return self.sums.tables()
         image_ids = [str(item["image_id"]) for item in self.items]
         return {name: sum_by_key(image_ids, pairs) for name, pairs in self.ratios.items()}
 
