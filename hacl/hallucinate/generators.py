@@ -1,12 +1,23 @@
-"""The seam for generators of hallucinated captions: what one must offer, and the one place that knows them by name."""
+"""The one place that knows generators by name: makes one, and says which options it has."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol
 
 from hacl.data.records import HallucinatedCaption, Record
-from hacl.hallucinate.lexical import LexicalHallucinator
+from hacl.hallucinate.backends.base import Backend, BackendOption
+from hacl.hallucinate.survey import Survey
+
+BACKENDS = {
+    "lexical": "hacl.hallucinate.lexical:LexicalHallucinator",
+    "naive": "hacl.hallucinate.backends.naive:NaiveBackend",
+    "lm": "hacl.hallucinate.backends.lm:LanguageModelBackend",
+    "openai": "hacl.hallucinate.backends.chat:ChatBackend",
+    "model": "hacl.hallucinate.backends.model:ModelBackend",
+}
 
 
 class Hallucinator(Protocol):
@@ -18,11 +29,31 @@ class Hallucinator(Protocol):
         """Up to k different hallucinated captions of one caption, the same for the same arguments."""
 
 
-_GENERATORS = {"lexical": LexicalHallucinator}
+def backend_class(name: str) -> type[Backend]:
+    """The class of a backend, imported on demand. Raises ValueError for an unknown name."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown generator {name!r}; available: {', '.join(BACKENDS)}")
+    module, _, attribute = BACKENDS[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
-def make_hallucinator(name: str, **options) -> Hallucinator:
-    """The generator called `name`, made with its own options. Raises ValueError for an unknown name."""
-    if name not in _GENERATORS:
-        raise ValueError(f"unknown generator {name!r}; available: {', '.join(_GENERATORS)}")
-    return _GENERATORS[name](**options)
+def backend_options(name: str) -> tuple[BackendOption, ...]:
+    """The options that one backend adds to `seed` and `types`."""
+    return backend_class(name).options
+
+
+def make_hallucinator(
+    name: str, *, seed: int = 0, types: Sequence[str] | None = None, survey: Survey | None = None, **options: Any
+) -> Backend:
+    """The generator called `name`.
+
+    survey: the first pass over the input, which makes absent objects and words plausible; options: of that backend.
+    Raises ValueError for an unknown name or option.
+    """
+    made = backend_class(name)
+    known = {option.name for option in made.options}
+    if unknown := options.keys() - known:
+        raise ValueError(
+            f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known)) or 'none'}"
+        )
+    return made(seed=seed, types=types, survey=survey, **options)

@@ -6,8 +6,10 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
 
-from hacl.data.records import HALLUCINATION_TYPES, HallucinatedCaption, Record
+from hacl.data.records import HallucinatedCaption, Record
+from hacl.hallucinate.backends.base import BackendOption, Item, caption_of, checked_types
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.cooccurrence import Cooccurrence
 from hacl.hallucinate.edits_nouns import insertion_edits, object_edits
@@ -15,6 +17,7 @@ from hacl.hallucinate.edits_numbers import number_edits
 from hacl.hallucinate.edits_words import attribute_edits, phrase_edits
 from hacl.hallucinate.filters import DEFAULT_FILTERS, Filter, first_reason
 from hacl.hallucinate.lexicon import Lexicon
+from hacl.hallucinate.survey import Survey
 from hacl.hallucinate.vocabulary import default_lexicon
 
 _EDITS = (object_edits, insertion_edits, number_edits, attribute_edits, phrase_edits)
@@ -30,7 +33,9 @@ class LexicalHallucinator:
     filter. `rejections` counts refused candidates by reason over the generator's life.
     """
 
-    source = "lexical"
+    name = source = "lexical"
+    is_local_cpu = True
+    options: ClassVar[tuple[BackendOption, ...]] = ()
 
     def __init__(
         self,
@@ -39,25 +44,29 @@ class LexicalHallucinator:
         seed: int = 0,
         types: Sequence[str] | None = None,
         cooccurrence: Cooccurrence | None = None,
+        survey: Survey | None = None,
         filters: Mapping[str, Filter] = DEFAULT_FILTERS,
     ):
-        unknown = set(types or ()) - set(HALLUCINATION_TYPES)
-        if unknown:
-            raise ValueError(f"unknown hallucination types {sorted(unknown)}; use some of {HALLUCINATION_TYPES}")
         self.lexicon = default_lexicon() if lexicon is None else lexicon
         self.seed = seed
-        self.types = frozenset(types or HALLUCINATION_TYPES)
-        self.cooccurrence = cooccurrence
+        self.types = checked_types(types)
+        self.cooccurrence = survey.cooccurrence if cooccurrence is None and survey is not None else cooccurrence
         self.filters = filters
         self.rejections: Counter[str] = Counter()
+
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, "types": sorted(self.types)}
+
+    def propose_batch(self, items: Sequence[Item], k: int) -> list[list[HallucinatedCaption]]:
+        """See `Backend`."""
+        return [self.propose(record, index, k) for record, index in items]
 
     def propose(self, record: Record, caption_index: int, k: int) -> list[HallucinatedCaption]:
         """Up to k different hallucinated captions of one caption, a function of (seed, record id, caption index).
 
         Types that have places in the caption take turns. Fewer than k where the caption does not offer more.
         """
-        if not 0 <= caption_index < len(record.captions):
-            raise ValueError(f"record {record.id!r} has {len(record.captions)} caption(s), none at {caption_index}")
+        caption_of((record, caption_index))
         draw = random.Random(f"{self.seed}/{record.id}/{caption_index}")
         context = ImageContext(record, caption_index, self.lexicon, self.cooccurrence)
         by_type: dict[str, list[Candidate]] = {}
