@@ -10,73 +10,119 @@ examples:
     python data_prep/make_hallucinations.py --input captions.jsonl --output try.jsonl --limit 20
 
 With --captions-per-image N the first N captions that offer an edit are used; one that offers none is passed over.
-Run the same command again after an interrupt: it goes on where it ended. The result is a function of input and seed.
+Run the same command again after an interrupt or a kill: it goes on where it ended. The result is a function of input
+and settings, byte for byte, whatever --workers says; memory does not grow with the number of records.
 Records may be JSONL or a JSON list, in this project's form or that of the HACL and LLaVA files. Annotated objects
 ("objects": {"dog": 1}) and several captions per image make it rarer that a hallucinated caption happens to be true.
 """
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
-def main() -> int:
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The arguments, and those that belong to the chosen backend."""
+    from hacl.hallucinate.generators import BACKENDS, backend_options
+
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--backend", choices=tuple(BACKENDS), default="lexical")
+    backend = first.parse_known_args(argv)[0].backend
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="records with captions")
     parser.add_argument("--output", type=Path, required=True, help="JSONL to write or to go on with")
+    parser.add_argument("--backend", choices=tuple(BACKENDS), default="lexical", help="what writes them")
     parser.add_argument("--num-hallucinated", type=int, default=3, metavar="K", help="per caption (default 3)")
     parser.add_argument("--types", help="comma-separated; default: every type the generator knows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--captions-per-image", type=int, metavar="N", help="only so many (default: all)")
     parser.add_argument("--limit", type=int, help="only the first so many records")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="start again instead of going on")
-    arguments = parser.parse_args()
-    for name in ("num_hallucinated", "captions_per_image", "limit"):
+    group = parser.add_argument_group(f"options of the backend {backend}")
+    own = backend_options(backend)
+    for option in own:
+        flag = f"--{option.name.replace('_', '-')}"
+        if option.kind is bool:
+            action = argparse.BooleanOptionalAction if option.default else "store_true"
+            group.add_argument(flag, action=action, default=option.default or False, help=option.help)
+        else:
+            choices = option.choices or None
+            group.add_argument(flag, type=option.kind, default=option.default, choices=choices, help=option.help)
+    arguments = parser.parse_args(argv)
+    for name in ("num_hallucinated", "captions_per_image", "limit", "workers"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if arguments.output.suffix == ".json":
         parser.error("--output is written line by line: give it the ending .jsonl")
+    return arguments, {option.name: getattr(arguments, option.name) for option in own}
+
+
+def main() -> int:
+    arguments, options = parse()
     try:
-        return run(arguments)
+        return run(arguments, options)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    from functools import partial
+
     from tqdm import tqdm
 
-    from hacl.hallucinate.annotate import annotate, survey
-    from hacl.hallucinate.generators import make_hallucinator
+    from hacl.data.parallel import available_cores
+    from hacl.hallucinate.annotate import annotate
+    from hacl.hallucinate.first_pass import take_survey
+    from hacl.hallucinate.generators import backend_class, make_hallucinator
 
     types = sorted(set(arguments.types.split(","))) if arguments.types else None
-    summary = survey(arguments.input)
-    generator = make_hallucinator("lexical", seed=arguments.seed, types=types, cooccurrence=summary.cooccurrence)
+    workers = arguments.workers or available_cores()
+    beside = arguments.output.with_name(arguments.output.name + ".survey.json")
+    summary = take_survey(arguments.input, workers=workers, beside=beside)
+    if not backend_class(arguments.backend).is_local_cpu:
+        workers = 1  # a server or a GPU is shared by one process with batches of its own
+    recipe = partial(
+        make_hallucinator, arguments.backend, seed=arguments.seed, types=types, survey=summary.survey, **options
+    )
+    made_by = recipe().settings()
     settings = {
-        "generator": "lexical",
-        "seed": arguments.seed,
+        "backend": arguments.backend,
+        "backend_settings": json.loads(json.dumps(made_by)),
         "num_hallucinated": arguments.num_hallucinated,
-        "types": types,
         "captions_per_image": arguments.captions_per_image,
-        "input_sha256": summary.digest,
+        "input_sha256": summary.sha256,
     }
     total = min(summary.records, arguments.limit or summary.records)
+
+    def progress(counts, resumed):
+        with tqdm(total=total, initial=resumed, unit="record") as bar:
+            for count in counts:
+                bar.update(count)
+                yield count
+
     report = annotate(
         arguments.input,
         arguments.output,
-        generator,
+        recipe,
         num_hallucinated=arguments.num_hallucinated,
         captions_per_image=arguments.captions_per_image,
         limit=arguments.limit,
         settings=settings,
         overwrite=arguments.overwrite,
-        progress=lambda records, _: tqdm(records, total=total, unit="record"),
+        workers=workers,
+        progress=progress,
     )
     made = sum(report.types.values())
     print(f"{arguments.output}: {report.records} records written, {report.resumed} were there already")
     print(f"{made} hallucinated captions for {report.captions} captions")
     print("by type:   " + (", ".join(f"{name} {count}" for name, count in report.types.most_common()) or "none"))
-    print("rejected:  " + (", ".join(f"{why} {count}" for why, count in generator.rejections.most_common()) or "none"))
+    print("rejected:  " + (", ".join(f"{why} {count}" for why, count in report.rejected.most_common()) or "none"))
     short = [f"{count} with {number}" for number, count in sorted(report.fewer.items())]
     print(f"captions with fewer than {arguments.num_hallucinated}: {', '.join(short) or 'none'}")
     if report.without:

@@ -1,27 +1,39 @@
-"""Run a generator over a file of records, resumably: the output grows line by line and can be interrupted anywhere."""
+"""Run a generator over a file of records on all cores: ordered output that grows line by line and survives any kill.
+
+The output holds one line per record in the order of the input, and each line depends on its record, the settings and
+the survey alone. So its bytes do not depend on the number of workers, and what a killed run has written is a prefix of
+the whole: a later run checks that prefix against the input, drops a cut last line and goes on. Memory holds a few
+chunks per worker, whatever the number of records.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from hacl.data.records import Record, RecordError, iter_raw, parse_record, record_to_json
-from hacl.hallucinate.cooccurrence import Cooccurrence, cooccurrence
+from hacl.data.parallel import chunked, ordered_map
+from hacl.data.records import HallucinatedCaption, Record, iter_raw, parse_record, record_to_json
+from hacl.hallucinate.backends.base import Backend
 from hacl.hallucinate.english import same_text_key
-from hacl.hallucinate.generators import Hallucinator
+from hacl.hallucinate.first_pass import write_json
+
+CHUNK = 64  # records a worker gets at a time
 
 
 @dataclass
 class AnnotationReport:
     """What a run did, and what is in the output now.
 
-    fewer: number of captions by how many hallucinated captions they got, where less than asked; without: captioned
-    records of the whole output, those of earlier runs included, that have no hallucinated caption.
+    fewer: number of captions by how many hallucinated captions they got, where less than asked; rejected: candidates
+    that were refused, by reason; without: captioned records of the whole output, those of earlier runs included, that
+    have no hallucinated caption.
     """
 
     records: int = 0
@@ -29,57 +41,39 @@ class AnnotationReport:
     captions: int = 0
     types: Counter[str] = field(default_factory=Counter)
     fewer: Counter[int] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
     without: int = 0
     stopped: bool = False
 
-
-@dataclass(frozen=True)
-class InputSummary:
-    """First pass over the input: how many records, their digest, and which objects occur together."""
-
-    records: int
-    digest: str
-    cooccurrence: Cooccurrence
-
-
-def survey(path: Path) -> InputSummary:
-    """Read the input once. Raises RecordError where two records have one id, which resuming could not tell apart."""
-    seen: dict[str, str] = {}
-    digest = hashlib.sha256()
-
-    def records() -> Iterator[Record]:
-        for where, record in _located(path):
-            if record.id in seen:
-                raise RecordError(f"{where}: record {record.id!r} repeats the id of {seen[record.id]}; make ids unique")
-            seen[record.id] = where
-            digest.update(json.dumps(record_to_json(record), sort_keys=True).encode())
-            yield record
-
-    together = cooccurrence(records())
-    return InputSummary(len(seen), digest.hexdigest(), together)
+    def add(self, other: AnnotationReport) -> None:
+        for name in ("records", "resumed", "captions", "without"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("types", "fewer", "rejected"):
+            getattr(self, name).update(getattr(other, name))
 
 
 def annotate(
     source: Path,
     output: Path,
-    generator: Hallucinator,
+    recipe: Callable[[], Backend],
     *,
     num_hallucinated: int,
     captions_per_image: int | None = None,
     limit: int | None = None,
     settings: dict,
     overwrite: bool = False,
-    progress=None,
+    workers: int = 1,
+    progress: Callable[[Iterable, int], Iterable] | None = None,
 ) -> AnnotationReport:
     """Write the records of `source` with `num_hallucinated` hallucinated captions per caption to `output` (JSONL).
 
-    captions_per_image: how many captions of a record to edit: the first ones that offer an edit, the others are passed
-    over. Records already in `output` are kept, provided they were made with the same `settings`, which are kept beside
-    it; the last line is dropped if it was cut. progress: wraps the iterable of records, called with (records, resumed).
-    An interrupt (Ctrl-C) ends the run in good order with `stopped` set.
+    recipe: makes the generator, once per process (picklable where workers > 1). captions_per_image: how many captions
+    of a record to edit: the first ones that offer an edit, the others are passed over. settings: kept beside the
+    output, which is only continued under equal ones. progress: wraps the iterable of finished records' counts, called
+    with (counts, resumed). An interrupt (Ctrl-C) ends the run in good order with `stopped` set.
 
     Raises:
-        ValueError: `output` was made with other settings, or is the input.
+        ValueError: `output` was made with other settings, is the input, or holds other records than the input.
     """
     if output.resolve() == source.resolve():
         raise ValueError(f"{output} is the input; write to another file")
@@ -87,44 +81,84 @@ def annotate(
     if overwrite:
         output.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
-    done = _resume(output, beside, settings)
-    report = AnnotationReport(resumed=len(done), without=sum(done.values()))
-    records: Iterable[Record] = (record for _, record in _located(source))
-    records = records if progress is None else progress(records, len(done))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a", encoding="utf-8") as out:
+    _check_settings(output, beside, settings)
+    rows = iter_raw(source)
+    report = _resume(output, rows)
+    left = None if limit is None else max(0, limit - report.resumed)
+    work = partial(_annotate_chunk, num_hallucinated, captions_per_image)
+    done = ordered_map(recipe, work, chunked(islice(rows, left), CHUNK), workers=workers)
+    with output.open("ab") as out:
         try:
-            for number, record in enumerate(records):
-                if limit is not None and number >= limit:
-                    break
-                if record.id in done:
-                    continue
-                made = _annotate_one(record, generator, num_hallucinated, captions_per_image, report)
-                out.write(json.dumps(record_to_json(made), ensure_ascii=False) + "\n")
-                report.records += 1
-                report.without += _lacks(made)
+            counts = _write(done, out, report)
+            for _ in counts if progress is None else progress(counts, report.resumed):
+                pass
         except KeyboardInterrupt:
             report.stopped = True
+        done.close()
         out.flush()
         os.fsync(out.fileno())
     return report
 
 
-def _annotate_one(
-    record: Record, generator: Hallucinator, k: int, captions_per_image: int | None, report: AnnotationReport
+def _write(done: Iterable[tuple[bytes, AnnotationReport]], out, report: AnnotationReport) -> Iterator[int]:
+    """Append each finished chunk; yields how many records it holds."""
+    for text, part in done:
+        out.write(text)
+        out.flush()
+        report.add(part)
+        yield part.records
+
+
+def _annotate_chunk(
+    k: int, captions_per_image: int | None, generator: Backend, chunk: Sequence[tuple[str, Any]]
+) -> tuple[bytes, AnnotationReport]:
+    """The output lines of some raw records, and what was done. What belongs to a record depends on it alone."""
+    report = AnnotationReport()
+    refused = Counter(generator.rejections)
+    records = [parse_record(raw, where=where) for where, raw in chunk]
+    proposals = _propose(generator, records, k, captions_per_image)
+    lines = []
+    for record, made in zip(records, proposals, strict=True):
+        result = _with_proposals(record, made, k, report)
+        lines.append(json.dumps(record_to_json(result), ensure_ascii=False) + "\n")
+        report.records += 1
+        report.without += _lacks(result)
+    report.rejected = Counter(generator.rejections) - refused
+    return "".join(lines).encode(), report
+
+
+def _propose(
+    generator: Backend, records: Sequence[Record], k: int, captions_per_image: int | None
+) -> list[list[list[HallucinatedCaption]]]:
+    """For each record the proposals of the captions that were tried, in order.
+
+    Rounds: each asks for as many further captions of every record as it still lacks edited ones.
+    """
+    made: list[list[list[HallucinatedCaption]]] = [[] for _ in records]
+    while True:
+        items = []
+        for record, tried in zip(records, made, strict=True):
+            rest = len(record.captions) - len(tried)
+            edited = sum(map(bool, tried))
+            wanted = rest if captions_per_image is None else min(rest, captions_per_image - edited)
+            items += [(record, tried, len(tried) + offset) for offset in range(wanted)]
+        if not items:
+            return made
+        found = generator.propose_batch([(record, index) for record, _, index in items], k)
+        for (_, tried, _), proposals in zip(items, found, strict=True):
+            tried.append(proposals)
+
+
+def _with_proposals(
+    record: Record, made: Sequence[Sequence[HallucinatedCaption]], k: int, report: AnnotationReport
 ) -> Record:
     found = list(record.hallucinated)
     texts = {same_text_key(caption.text) for caption in found}
-    edited = 0
-    for index in range(len(record.captions)):
-        if edited == captions_per_image:
-            break
-        made = generator.propose(record, index, k)
-        edited += bool(made)
-        report.captions += 1
-        if len(made) < k:
-            report.fewer[len(made)] += 1
-        for caption in made:
+    report.captions += len(made)
+    for proposals in made:
+        if len(proposals) < k:
+            report.fewer[len(proposals)] += 1
+        for caption in proposals:
             if (key := same_text_key(caption.text)) not in texts:
                 texts.add(key)
                 found.append(caption)
@@ -136,16 +170,11 @@ def _lacks(record: Record) -> bool:
     return bool(record.captions) and not record.hallucinated
 
 
-def _located(path: Path) -> Iterator[tuple[str, Record]]:
-    for where, raw in iter_raw(path):
-        yield where, parse_record(raw, where=where)
+# Resuming
 
 
-def _resume(output: Path, beside: Path, settings: dict) -> dict[str, bool]:
-    """Ids already written -> whether the record has captions and no hallucinated caption.
-
-    The settings file is written where there is none.
-    """
+def _check_settings(output: Path, beside: Path, settings: dict) -> None:
+    """Refuse an output of other settings; write them beside a new one."""
     if output.exists() and output.stat().st_size:
         old = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
         if old != settings:
@@ -154,16 +183,43 @@ def _resume(output: Path, beside: Path, settings: dict) -> dict[str, bool]:
                 f"{output} was made with other settings or input ({', '.join(changed) or 'unknown'}); "
                 "use --overwrite, or another --output"
             )
-        _drop_cut_line(output)
-        return {record.id: _lacks(record) for _, record in _located(output)}
+        return
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return {}
+    write_json(beside, settings)
+    output.touch()
+
+
+def _resume(output: Path, rows: Iterator[tuple[str, Any]]) -> AnnotationReport:
+    """Pass over the records that are written, comparing each with the input, and count them."""
+    _drop_cut_line(output)
+    report = AnnotationReport()
+    for place, raw in iter_raw(output):
+        written = parse_record(raw, where=place)
+        where, source = next(rows, (None, None))
+        if where is None:
+            raise ValueError(f"{place}: the output has more records than the input; use --overwrite")
+        expected = parse_record(source, where=where).id
+        if written.id != expected:
+            raise ValueError(
+                f"{place}: holds record {written.id!r} where the input has {expected!r} ({where}); the output was "
+                "changed: use --overwrite, or another --output"
+            )
+        report.resumed += 1
+        report.without += _lacks(written)
+    return report
 
 
 def _drop_cut_line(path: Path) -> None:
+    """Cut a file after its last line break."""
     with path.open("r+b") as file:
-        data = file.read()
-        end = data.rfind(b"\n") + 1
-        if end != len(data):
-            file.truncate(end)
+        end = file.seek(0, os.SEEK_END)
+        keep = 0
+        while end > 0:
+            start = max(0, end - (1 << 16))
+            file.seek(start)
+            last = file.read(end - start).rfind(b"\n")
+            if last >= 0:
+                keep = start + last + 1
+                break
+            end = start
+        file.truncate(keep)
