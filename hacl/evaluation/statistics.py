@@ -11,6 +11,13 @@ sqrt(n / (n - 1)) (the rescaling of Rao and Wu, 1988) and by the ratio of Studen
 share of their spread that items explain is taken out. In simulations of three and six paired runs on 200 images the 95%
 interval covered 91 to 98%. What no interval can mend is that three runs are three runs: :func:`sign_test` says so in
 its p value.
+
+A *fraction* (every numerator between zero and its denominator) is stretched on the arcsine scale, asin(sqrt(x)), where
+its noise hardly depends on its size; the stretch on the plain scale ran past 0 or 1. In 400 simulations each of three
+and six runs on 100 images the 95% interval covered a true fraction of 0.97 in 93% and 93% (plain and clipped: 87% and
+90%), one of 0.99 in 91% and 97% (86% and 87%), and was as wide as before between 0.1 and 0.9. A fraction without any
+variation (all right, all wrong) has the exact binomial bound over items in place of an interval without width.
+Differences of fractions are clipped to [-1, 1], which costs no coverage, as the truth lies there.
 """
 
 from __future__ import annotations
@@ -89,11 +96,16 @@ def paired_difference(
 
 
 def run_values_interval(
-    values: Sequence[float], *, bases: Sequence[object] | None = None, level: float = 0.95
+    values: Sequence[float],
+    *,
+    bases: Sequence[object] | None = None,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Student's t interval over runs alone, for measures without per-item evidence (a gap, an AUC).
 
     Runs are averaged inside each base first, unless there is one base. One run has no interval.
+    bounds: values the measure cannot pass (0 and 1 for an AUC); the interval is clipped to them.
     """
     if not len(values):
         return Interval(None, None, None, 0, 0, level)
@@ -106,7 +118,8 @@ def run_values_interval(
     from scipy.stats import t
 
     half = float(t.ppf(0.5 + level / 2, n - 1)) * float(units.std(ddof=1)) / math.sqrt(n)
-    return Interval(estimate, estimate - half, estimate + half, len(values), 0, level)
+    low, high = np.clip([estimate - half, estimate + half], *(bounds or (None, None))).tolist()
+    return Interval(estimate, low, high, len(values), 0, level)
 
 
 def sign_test(differences: Sequence[float]) -> float | None:
@@ -162,12 +175,25 @@ def _interval(pairs, bases, draws, level, seed) -> Interval:
     estimate = _two_level_mean(values[:1], groups)[0]
     if not np.isfinite(estimate):
         return Interval(None, None, None, len(pairs), len(ids), level)
-    drawn = _resample_runs(values[1:], values[0], groups, rng, level)
+    fraction = all(is_fraction(table) for pair in pairs for table in pair if table is not None)
+    single = all(other is None for _, other in pairs)
+    drawn = _resample_runs(values[1:], values[0], groups, rng, level, arcsine=fraction and single)
     drawn = drawn[np.isfinite(drawn)]
     if len(ids) < 2 and len(pairs) < 2 or not len(drawn):
         return Interval(float(estimate), None, None, len(pairs), len(ids), level)
     low, high = _percentiles(drawn, level)
+    if fraction and single and low == high and estimate in (0.0, 1.0):
+        counted = max(sum(table[i][1] > 0 for i in ids if i in table) for table, _ in pairs)
+        reach = ((1 - level) / 2) ** (1 / counted)
+        low, high = (0.0, 1 - reach) if estimate == 0 else (reach, 1.0)
+    if fraction and not single:
+        low, high = max(low, -1.0), min(high, 1.0)
     return Interval(float(estimate), low, high, len(pairs), len(ids), level)
+
+
+def is_fraction(table: Table) -> bool:
+    """Whether every numerator lies between zero and its denominator, so that the ratio lies between 0 and 1."""
+    return all(0 <= pair[0] <= pair[1] for pair in table.values())
 
 
 def _common_ids(table: Table, other: Table | None) -> set[str]:
@@ -200,7 +226,12 @@ def _two_level_mean(values: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
 
 
 def _resample_runs(
-    values: np.ndarray, observed: np.ndarray, groups: list[np.ndarray], rng: np.random.Generator, level: float
+    values: np.ndarray,
+    observed: np.ndarray,
+    groups: list[np.ndarray],
+    rng: np.random.Generator,
+    level: float,
+    arcsine: bool,
 ) -> np.ndarray:
     """Add run-to-run variation to item draws. values: [draws, runs], observed: [runs] -> [draws].
 
@@ -216,14 +247,16 @@ def _resample_runs(
     centre, n = units.mean(axis=1), len(seen)
     if n == 1:
         return centre
+    if arcsine:
+        centre, units, seen = (np.arcsin(np.sqrt(np.clip(x, 0.0, 1.0))) for x in (centre, units, seen))
     spread = float(seen.var(ddof=1))
-    if spread == 0:
-        return centre
-    within = max(0.0, float(np.nanmean(units.var(axis=1, ddof=1))) - spread)
-    between = max(0.0, spread - within)
-    stretch = math.sqrt(between / spread * n / (n - 1)) * _student_over_normal(n - 1, level)
-    deviations = (seen - seen.mean()) * stretch
-    return centre + deviations[rng.integers(n, size=units.shape)].mean(axis=1)
+    if spread > 0:
+        within = max(0.0, float(np.nanmean(units.var(axis=1, ddof=1))) - spread)
+        between = max(0.0, spread - within)
+        stretch = math.sqrt(between / spread * n / (n - 1)) * _student_over_normal(n - 1, level)
+        deviations = (seen - seen.mean()) * stretch
+        centre = centre + deviations[rng.integers(n, size=units.shape)].mean(axis=1)
+    return np.sin(np.clip(centre, 0.0, math.pi / 2)) ** 2 if arcsine else centre
 
 
 def _student_over_normal(freedom: int, level: float) -> float:

@@ -107,6 +107,40 @@ def test_runs_without_items_get_students_interval_and_one_run_gets_none():
     assert run_values_interval([0.1]) == Interval(0.1, None, None, 1, 0)
 
 
+def runs_of_fractions(rng, mean, runs, items=100, spread=0.02):
+    scale = mean * (1 - mean) / spread**2 - 1
+    return [table(rng.binomial(1, p, items)) for p in rng.beta(mean * scale, (1 - mean) * scale, runs)]
+
+
+@pytest.mark.parametrize("runs", [3, 6])
+def test_an_interval_of_a_fraction_near_one_stays_a_fraction_and_covers_the_truth(runs):
+    rng = np.random.default_rng(4)
+    hits = 0
+    for trial in range(100):
+        interval = bootstrap_runs(runs_of_fractions(rng, 0.97, runs), draws=200, seed=trial)
+        assert 0 <= interval.low <= interval.high <= 1
+        hits += interval.low <= 0.97 <= interval.high
+    assert hits >= 87
+
+
+def test_a_fraction_without_any_error_has_the_exact_bound_instead_of_no_width():
+    interval = bootstrap_runs([table([1] * 50)], draws=50)
+    assert (interval.low, interval.high) == (pytest.approx(0.025 ** (1 / 50)), 1.0)
+    assert bootstrap_runs([table([0] * 50)], draws=50).high == pytest.approx(1 - 0.025 ** (1 / 50))
+
+
+def test_differences_of_fractions_stay_between_minus_one_and_one_and_other_measures_are_free():
+    treated, control = [table([1, 1]), table([1, 1]), table([1, 0])], [table([0, 0])] * 3
+    assert paired_difference(treated, control, draws=200).high <= 1
+    lengths = [table([9, 11]), table([1, 3]), table([20, 30])]
+    assert bootstrap_runs(lengths, draws=200).low < 1 < bootstrap_runs(lengths, draws=200).high
+
+
+def test_students_interval_is_clipped_to_bounds_that_are_given():
+    assert run_values_interval([0.99, 0.95, 1.0]).high > 1
+    assert run_values_interval([0.99, 0.95, 1.0], bounds=(0, 1)).high == 1.0
+
+
 @pytest.mark.parametrize(
     ("differences", "p"),
     [([1, 1, 1], 0.25), ([1] * 6, 0.03125), ([1, 1, -1, 0], 1.0), ([-1] * 5 + [1], 0.21875), ([0, 0], None)],
