@@ -111,5 +111,6 @@ def test_the_shipped_noun_finder_reads_plurals_and_leaves_verbs_alone():
 
     assert nouns("Two dogs, three buses and children near a TV.") == ["dog", "bus", "child", "TV"]
     assert nouns("You can see a can; people leave. The leaves fall.") == ["can", "people", "leave"]
+    assert nouns("Cans, more cans") == ["can", "can"]
     assert nouns("The ship’s MAN drinks from glasses") == ["ship", "man", "glass"]
     assert nouns("") == [] and nouns("日本語 🙂") == []

@@ -19,11 +19,10 @@ from hacl.evaluation.scorers.reading import iter_rows
 
 NounSource = Callable[[Any, str, str], Sequence[str]]
 WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-# Listed words that a caption uses as a verb, modal or adjective at least as often as a noun.
+# Forms of listed words that a caption uses as a verb, modal or adjective at least as often as a noun.
 AMBIGUOUS = frozenset(
-    "bar bat bear board box brush bush can card clock cooker core drain drink file fish flag goal grill hot ice leave "
-    "light line lock note orange paddle pack pad pan plate plug rack range ring rock sailing screen sheet shell shore "
-    "shovel sign ski sound spray stage star stool string support switch tap tie track train watch water".split()
+    "can drink drinks hot leave leaves light line note pack plug range rock sailing sound sounds spray sprays support "
+    "supports switch tap track watch watches".split()
 )
 DETERMINERS = frozenset(
     "a an the this that these those his her its their my our your some any no each every another both all several many "
@@ -53,7 +52,7 @@ class VocabularyNouns:
             listed = next((self.vocabulary[form] for form in _singular_forms(word) if form in self.vocabulary), None)
             if listed is None:
                 continue
-            if listed in AMBIGUOUS and not DETERMINERS.intersection(words[max(0, position - 2) : position]):
+            if word in AMBIGUOUS and not DETERMINERS.intersection(words[max(0, position - 2) : position]):
                 continue
             nouns.append(listed)
         return nouns
