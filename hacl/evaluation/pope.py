@@ -7,12 +7,12 @@ present. Half of the questions have the answer yes, so a yes-ratio away from 0.5
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from hacl.evaluation.reports import ScoreReport, ratio
+from hacl.evaluation.scorers.pope import PARSERS
 
 SPLITS = ("random", "popular", "adversarial")
 QUESTION = "Is there {article} {object} in the image?"
@@ -91,22 +91,6 @@ def build_questions(
 def distinct_questions(splits: Mapping[str, Sequence[Question]]) -> list[Question]:
     """Every (image, object) pair of several splits once: what has to be asked of a model."""
     return list({question.question_id: question for questions in splits.values() for question in questions}.values())
-
-
-def parse_strict(reply: str) -> str | None:
-    """ "yes" or "no" if that is the first word of the reply, otherwise None (reported as unparsed)."""
-    words = re.findall(r"[a-z]+", reply.lower())
-    return words[0] if words and words[0] in ("yes", "no") else None
-
-
-def parse_official(reply: str) -> str:
-    """The reading of the published script: up to the first full stop, commas dropped, "no" if a word is No, no or not,
-    otherwise yes (an empty reply too)."""
-    words = reply.split(".")[0].replace(",", "").split(" ")
-    return "no" if any(word in ("No", "no", "not") for word in words) else "yes"
-
-
-PARSERS: dict[str, Callable[[str], str | None]] = {"strict": parse_strict, "official": parse_official}
 
 
 def score_pope(

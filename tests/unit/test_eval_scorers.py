@@ -12,11 +12,10 @@ from hacl.evaluation.pope import (
     SPLITS,
     build_questions,
     distinct_questions,
-    parse_official,
-    parse_strict,
     score_pope,
     score_splits,
 )
+from hacl.evaluation.scorers.pope import parse_official, parse_strict
 
 VOCABULARY = {
     "cup": "cup",

@@ -139,7 +139,8 @@ def _run(scorer: Scorer, predictions: Rows, sink, allow_missing: bool, zero_divi
         "inputs": inputs,
     }
     if totals.sums is not None:
-        report.intervals = totals.sums.intervals(DRAWS, SEED)
+        found = totals.sums.intervals(DRAWS, SEED)
+        report.intervals = {n: None if totals.metrics.get(n, 0) is None else found[n] for n in found}
         report.meta["intervals"] = {"level": LEVEL, "unit": "image", "draws": DRAWS, "seed": SEED}
     return report
 

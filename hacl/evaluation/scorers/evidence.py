@@ -55,9 +55,10 @@ class ImageSums:
         bottoms[row] += denominator
 
     def tables(self) -> dict[str, dict[str, list[float]]]:
-        """``{metric: {image_id: [numerator, denominator]}}``, images in order of first appearance."""
+        """``{metric: {image_id: [numerator, denominator]}}``, images in order of first appearance; names to which
+        nothing was added are left out."""
         found = {}
-        for name in self.names:
+        for name in filter(self._tops.get, self.names):
             pairs = zip(self._rows, self._tops[name], self._bottoms[name], strict=False)
             found[name] = {str(image_id): [top, bottom] for image_id, top, bottom in pairs if top == top}
         return found
@@ -68,7 +69,7 @@ class ImageSums:
         Percentiles of a bootstrap that draws images with replacement; above 5,000 images the interval of the
         linearised ratio (normal, delta method), which is the bootstrap's limit and needs no draws.
         """
-        return {name: self._interval(name, draws, seed) for name in self.names}
+        return {name: self._interval(name, draws, seed) for name in filter(self._tops.get, self.names)}
 
     def _interval(self, name: str, draws: int, seed: int) -> list[float] | None:
         top, bottom = np.array(self._tops[name]), np.array(self._bottoms[name])
