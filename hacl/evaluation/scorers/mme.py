@@ -61,7 +61,7 @@ class MMEScorer(Scorer):
     options = (Option("parser", "how a reply is read as yes, no or other", "official", tuple(PARSERS)),)
 
     def __init__(self, references: Any = None, **options: Any) -> None:
-        super().__init__(references, **options)
+        super().__init__(None, **options)  # the predictions hold everything; references are not read
         self._parse = PARSERS[self.settings["parser"]]
         self._images: dict[str, dict[Any, Image]] = {}
         self._confusion: dict[str, dict[tuple[str, str], int]] = {}
@@ -104,9 +104,7 @@ class MMEScorer(Scorer):
         if single:
             message = f"{len(single)} images have one answer in place of two: {listed(single)}"
             if not allow_missing:
-                raise InputError(
-                    f"{message}; answer both questions of an image (same question_id or image), or allow missing ones to score the rest"
-                )
+                raise InputError(f"{message}; give both (same question_id or same image), or allow missing ones")
             warnings.append(f"{message}; they count in acc and are left out of acc_plus")
         same = [f"{n}/{key}" for n in present for key, i in self._images[n].items() if len(i.golds) - len(set(i.golds))]
         if same:

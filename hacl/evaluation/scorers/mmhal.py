@@ -51,7 +51,7 @@ class MMHalScorer(Scorer):
     options = (Option("judge_parser", "how a rating is found in a review", "official", tuple(PARSERS)),)
 
     def __init__(self, references: Any = None, **options: Any) -> None:
-        super().__init__(references, **options)
+        super().__init__(None, **options)  # the predictions hold everything; references are not read
         self._parse = PARSERS[self.settings["judge_parser"]]
         self._ratings: dict[int, int | None] = {}
 

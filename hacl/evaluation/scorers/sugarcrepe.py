@@ -37,7 +37,7 @@ class SugarCrepeScorer(Scorer):
     needs_references = False
 
     def __init__(self, references: Any = None, **options: Any) -> None:
-        super().__init__(references, **options)
+        super().__init__(None, **options)  # the predictions hold everything; references are not read
         self._right: dict[str, dict[int | str, bool]] = {}
         self._ties = self._not_numbers = 0
         self._sums = ImageSums([f"{name}_accuracy" for name in SUBSETS])
