@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cache
 
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.english import DETERMINERS, Replacement, apart, apply, noun_run
@@ -80,8 +81,11 @@ def _attribute(context: ImageContext, values: AttributeSet, at: int) -> Iterator
 def phrase_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
     """What the lexicon's phrase rules make of the caption; a word belongs to the longest phrase that matches there."""
     taken: set[int] = set()
+    spoken = {word.text for word in context.words}
     for rule in context.lexicon.phrases:
-        length = len(rule.phrase.split())
+        if not spoken.issuperset(_split(rule.phrase)):  # nearly all rules, nearly always
+            continue
+        length = len(_split(rule.phrase))
         for at in range(len(context.words) - length + 1):
             place = set(range(at, at + length))
             if place & taken or not _matches(context, rule, at, length):
@@ -92,9 +96,14 @@ def phrase_edits(context: ImageContext, draw: random.Random) -> Iterator[Candida
                 yield from _phrase(context, rule, at, at + length)
 
 
+@cache
+def _split(phrase: str) -> tuple[str, ...]:
+    return tuple(phrase.split())
+
+
 def _matches(context: ImageContext, rule: PhraseRule, at: int, length: int) -> bool:
     words = context.words[at : at + length]
-    if [word.text for word in words] != rule.phrase.split():
+    if [word.text for word in words] != list(_split(rule.phrase)):
         return False
     return not any(apart(context.text, a, b) for a, b in zip(words, words[1:], strict=False))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*|\d+")
 _PLURALS = {
@@ -54,9 +55,15 @@ class Replacement:
 
 def words_of(text: str) -> list[Word]:
     """The words and whole numbers of a text, with hyphens and apostrophes kept inside words."""
-    return [Word(m.group().lower().replace("’", "'"), m.start(), m.end()) for m in _WORD.finditer(text)]
+    return list(_words(text))
 
 
+@lru_cache(maxsize=4096)
+def _words(text: str) -> tuple[Word, ...]:
+    return tuple(Word(m.group().lower().replace("’", "'"), m.start(), m.end()) for m in _WORD.finditer(text))
+
+
+@lru_cache(maxsize=4096)
 def same_text_key(text: str) -> tuple[str, ...]:
     """Equal for texts that differ in case, spaces and punctuation alone."""
     return tuple(word.text for word in words_of(text))
