@@ -1,4 +1,4 @@
-"""Modality gap, entanglement and caption margin of one checkpoint or several, on the same records.
+"""Modality gap, entanglement, their controls and the caption margin of one model or several, on the same records.
 
 python scripts/diagnose.py --model BASE --model TUNED --records eval.jsonl --image-root images --out diagnosis
 """
@@ -12,16 +12,27 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", action="append", required=True, help="folder of an exported model; repeat to compare"
+        "--model",
+        action="append",
+        required=True,
+        help="folder of a model, a training checkpoint or a run; repeat to compare",
     )
+    parser.add_argument("--base", help="folder of the base model of the checkpoints, if it moved since")
     parser.add_argument(
         "--records", required=True, help="JSON or JSONL records with captions and hallucinated captions"
     )
     parser.add_argument("--image-root", required=True, help="folder that image paths are relative to")
-    parser.add_argument("--out", required=True, help="folder for diagnosis.json, diagnosis.csv and states.png")
+    parser.add_argument("--out", required=True, help="folder for diagnosis.json, .csv, .md, .html and states.png")
     parser.add_argument(
         "--config",
-        help="configuration to take objective, prompt and template from (default: the first exported model's)",
+        help="configuration to take objective, prompt and template from (default: the first trained model's)",
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=[],
+        help="decoder blocks (1..L) to read states at besides the objective's",
     )
     parser.add_argument("--limit", type=int, help="use at most this many records")
     parser.add_argument("--batch-size", type=int, default=16, help="rows per forward pass (default: %(default)s)")
@@ -45,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
             objective=config.objective,
             prompt=config.data.prompt,
             template=config.data.template,
+            layers=options.layers,
+            base=options.base,
             batch_size=options.batch_size,
             draws=options.draws,
             device=options.device,

@@ -15,8 +15,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hacl.evaluation.retrieval import retrieval, unit
 from hacl.evaluation.reports import ScoreReport, ratio
+from hacl.evaluation.retrieval import retrieval
+from hacl.evaluation.separation import (
+    energy_distance,
+    folds_auc,
+    other_label_share,
+    probe_folds,
+    probe_interval,
+)
+from hacl.training.state_measures import gap_measures, paired_margins, unit
 
 VIEWS = ("raw", "centred", "whitened")
 
@@ -67,58 +75,55 @@ def view(states: States, name: str) -> States:
 
 
 def gap_distances(states: States) -> dict[str, float | None]:
-    """Finding 1 without classifiers or retrieval: cheap, and a smooth function of the images.
-
-    ``centroid_distance``: between the mean unit vectors; ``relative_gap``: over the mean distance of a unit vector to
-    its own modality's mean; ``matched_cosine``, ``unmatched_cosine`` and ``cosine_difference`` of images and captions.
-    """
-    image, text = unit(states.image), unit(states.true)
-    centre_image, centre_text = image.mean(axis=0), text.mean(axis=0)
-    distance = float(np.linalg.norm(centre_image - centre_text))
-    own = [np.linalg.norm(rows - centre, axis=1) for rows, centre in ((image, centre_image), (text, centre_text))]
-    spread = float(np.concatenate(own).mean())
-    similarity_IM = image @ text.T
-    own_IM = states.true_image[None, :] == np.arange(len(image))[:, None]
-    matched, unmatched = _mean(similarity_IM[own_IM]), _mean(similarity_IM[~own_IM])
-    return {
-        "centroid_distance": distance,
-        "relative_gap": distance / spread if spread > 0 else None,
-        "matched_cosine": matched,
-        "unmatched_cosine": unmatched,
-        "cosine_difference": None if matched is None or unmatched is None else matched - unmatched,
-    }
+    """Finding 1 without classifiers or retrieval: cheap, and a smooth function of the images."""
+    return gap_measures(states.image, states.true, states.true_image)
 
 
-def modality_gap(states: States, *, seed: int = 0, probe: bool = True) -> ScoreReport:
+def modality_gap(states: States, *, seed: int = 0, probe: bool = True, draws: int = 0) -> ScoreReport:
     """Finding 1: are images and true captions apart?
 
     Metrics: those of :func:`gap_distances`; ``modality_auc``, image against text by a linear probe, folds grouped by
-    image (0.5: mixed); ``i2t@k`` and ``t2i@k`` for k = 1, 5 (with ratios by image).
+    image (0.5: mixed); ``knn_purity``, share of the 10 nearest neighbours that are of the same modality, images
+    against one caption each, the own image left out (0.5: mixed, 1: apart); ``i2t@k`` and ``t2i@k`` for k = 1, 5, 10.
+    draws: of the probe's interval over images, which then stands in ``intervals``.
     """
-    report = retrieval(states.image, states.true, states.true_image, ks=(1, 5), image_ids=states.image_ids)
-    report.meta = {"scorer": "modality_gap", "version": 1}
+    report = retrieval(states.image, states.true, states.true_image, ks=(1, 5, 10), image_ids=states.image_ids)
+    report.meta = {"scorer": "modality_gap", "version": 2}
     report.metrics |= gap_distances(states)
+    _, first = np.unique(states.true_image, return_index=True)
+    owners = states.true_image[first]
+    shares = 1 - other_label_share(
+        np.concatenate([states.image[owners], states.true[first]]), np.repeat([0, 1], len(first)), np.tile(owners, 2)
+    )
+    purity_I = dict(zip(owners.tolist(), (shares[: len(first)] + shares[len(first) :]).tolist(), strict=True))
+    pairs = [(purity_I[i], 2.0) if i in purity_I else (0.0, 0.0) for i in range(len(states.image))]
+    _add(report, "knn_purity", [pair if np.isfinite(pair[0]) else (0.0, 0.0) for pair in pairs])
     if probe:
         groups = np.concatenate([np.arange(len(states.image)), states.true_image])
         labels = np.concatenate([np.zeros(len(states.image)), np.ones(len(states.true))])
         rows = np.concatenate([unit(states.image), unit(states.true)])
-        report.metrics["modality_auc"] = probe_auc(rows, labels, groups, seed=seed)
+        add_probe(report, "modality_auc", rows, labels, groups, seed=seed, draws=draws)
     return report
 
 
-def entanglement(states: States, *, seed: int = 0, probe: bool = True) -> ScoreReport:
+def entanglement(states: States, *, seed: int = 0, probe: bool = True, draws: int = 0) -> ScoreReport:
     """Finding 2: does the image tell a true caption from a hallucinated one, and are the two apart at all?
 
     Metrics per pair (also as ``name/type``): ``state_margin_accuracy``, share with cos(image, true) above
     cos(image, hallucinated); ``state_margin``, their mean difference; ``shift``, |hallucinated - true| over the mean
-    distance of true captions of different images. For the whole set: ``probe_auc``, true against hallucinated from the
-    text states alone, folds grouped by image. A high probe with a margin at chance means that hallucinated captions are
-    told apart by style, not by what the image shows. ``paraphrase_shift`` is the shift between two true captions of one
+    distance of true captions of different images. ``paraphrase_shift`` is the shift between two true captions of one
     image (None where no image has two).
+
+    With ``probe``, for the whole set: ``probe_auc``, true against hallucinated from the text states alone, folds
+    grouped by image; ``knn_mixing``, share of the 10 nearest captions of other images that are of the other kind (0.5:
+    mixed, 0: apart); ``energy_distance`` (0 to 1) and ``energy_p``, its permutation p; the last two on one hallucinated
+    caption per true one. A high probe with a margin at chance means that hallucinated captions are told apart by style,
+    not by what the image shows.
+    draws: of the probe's interval over images, which then stands in ``intervals``.
     """
-    image, true, false = unit(states.image), unit(states.true), unit(states.hallucinated)
-    report = ScoreReport(meta={"scorer": "entanglement", "version": 1})
-    margin_H = np.einsum("hp,hp->h", image[states.hallucinated_image], true[states.hallucinated_true] - false)
+    true, false = states.true, states.hallucinated
+    report = ScoreReport(meta={"scorer": "entanglement", "version": 2})
+    margin_H = paired_margins(states.image[states.hallucinated_image], true[states.hallucinated_true], false)
     apart = _distance_between_images(states.true, states.true_image, seed)
     shift_H = np.linalg.norm(states.hallucinated - states.true[states.hallucinated_true], axis=1) / apart
     columns = {"state_margin_accuracy": (margin_H > 0).astype(float), "state_margin": margin_H, "shift": shift_H}
@@ -129,45 +134,57 @@ def entanglement(states: States, *, seed: int = 0, probe: bool = True) -> ScoreR
     ]
     kinds = sorted(set(states.types))
     for name, column in columns.items():
-        report.ratios[name] = [(float(value), 1.0) for value in column]
+        _add(report, name, [(float(value), 1.0) for value in column])
         for kind in kinds:
             pairs = [(float(v), 1.0) if t == kind else (0.0, 0.0) for v, t in zip(column, states.types, strict=True)]
-            report.ratios[f"{name}/{kind}"] = pairs
-            report.groups.setdefault(kind, {})[name] = ratio(pairs, f"{name}/{kind}", report.warnings)
-    report.metrics = {name: ratio(pairs, name, report.warnings) for name, pairs in report.ratios.items()}
+            _add(report, f"{name}/{kind}", pairs)
+            report.groups.setdefault(kind, {})[name] = report.metrics[f"{name}/{kind}"]
     report.metrics["paraphrase_shift"] = _paraphrase_shift(states, apart)
     if probe:
         groups = np.concatenate([states.true_image, states.hallucinated_image])
         labels = np.concatenate([np.zeros(len(true)), np.ones(len(false))])
-        report.metrics["probe_auc"] = probe_auc(np.concatenate([true, false]), labels, groups, seed=seed)
-    report.counts = {"pairs": len(owners), "images": len(image)}
+        add_probe(
+            report, "probe_auc", np.concatenate([unit(true), unit(false)]), labels, groups, seed=seed, draws=draws
+        )
+        rows = one_per_caption(states, seed)
+        pair = (true[states.hallucinated_true[rows]], false[rows], states.hallucinated_image[rows])
+        pairs_H = [(0.0, 0.0)] * len(owners)
+        for row, share in zip(rows, mixing_shares(*pair), strict=True):
+            pairs_H[row] = (float(share), 1.0) if np.isfinite(share) else (0.0, 0.0)
+        _add(report, "knn_mixing", pairs_H)
+        distance, p = energy_distance(unit(pair[0]), unit(pair[1]), pair[2], seed=seed)
+        report.metrics |= {"energy_distance": distance, "energy_p": p}
+    report.counts = {"pairs": len(owners), "images": len(states.image)}
     return report
 
 
-def probe_auc(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, folds: int = 5, seed: int = 0) -> float | None:
-    """AUC of a logistic probe on held-out folds; rows of one group are never split. None with too few groups.
+def one_per_caption(states: States, seed: int = 0) -> np.ndarray:
+    """Rows of one hallucinated caption for every true caption that has any, drawn by seed: pairs of equal weight."""
+    order = np.random.default_rng(seed).permutation(len(states.hallucinated))
+    _, first = np.unique(states.hallucinated_true[order], return_index=True)
+    return np.sort(order[first])
 
-    0.5 is chance; below it, few groups made the folds contradict each other (a word false of one image is true of the
-    next), which is no better than chance.
 
-    One AUC of all held-out scores would compare folds of different scale, so folds are averaged.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import GroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def mixing_shares(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Mean over both sides of a pair of its share of neighbours of the other kind, (N)."""
+    shares = other_label_share(np.concatenate([a, b]), np.repeat([0, 1], len(a)), np.tile(groups, 2))
+    return (shares[: len(a)] + shares[len(a) :]) / 2
 
-    folds = min(folds, len(set(groups.tolist())))
-    if folds < 2 or len(set(labels.tolist())) < 2:
-        return None
-    scores = []
-    for train, test in GroupKFold(folds, shuffle=True, random_state=seed).split(x, labels, groups):
-        if len(set(labels[train].tolist())) == len(set(labels[test].tolist())) == 2:
-            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-            probe.fit(x[train], labels[train])
-            scores.append(roc_auc_score(labels[test], probe.decision_function(x[test])))
-    return float(np.mean(scores)) if scores else None
+
+def add_probe(
+    report: ScoreReport, name: str, x: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int, draws: int
+) -> None:
+    """Add a probe's AUC to a report, with its interval over groups where ``draws`` are asked for."""
+    folds = probe_folds(x, labels, groups, seed=seed)
+    report.metrics[name] = folds_auc(folds, labels)
+    if draws:
+        bounds = probe_interval(folds, labels, groups, draws=draws, seed=seed)
+        report.intervals[name] = None if bounds is None else list(bounds)
+
+
+def _add(report: ScoreReport, name: str, pairs: list[tuple[float, float]]) -> None:
+    report.ratios[name] = pairs
+    report.metrics[name] = ratio(pairs, name, report.warnings)
 
 
 def bootstrap_images(
@@ -220,10 +237,6 @@ def _paraphrase_shift(states: States, apart: float) -> float | None:
         rows = states.true[states.true_image == image]
         shifts += [float(np.linalg.norm(rows[0] - row)) for row in rows[1:]]
     return float(np.mean(shifts)) / apart if shifts else None
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if values.size else None
 
 
 def _take(states: States, images: np.ndarray) -> States:

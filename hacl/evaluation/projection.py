@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hacl.evaluation.diagnostics import States
-from hacl.evaluation.retrieval import unit
+from hacl.training.state_measures import unit
 
 
 class SharedProjection:

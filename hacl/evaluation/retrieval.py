@@ -10,12 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hacl.evaluation.reports import ScoreReport, ratio
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Rows scaled to length one (a zero row stays zero), float64."""
-    x = np.asarray(x, dtype=np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+from hacl.training.state_measures import unit
 
 
 def retrieval(

@@ -41,22 +41,9 @@ def collect_states(
         ValueError: no record qualifies.
         FileNotFoundError: an image is missing.
     """
-    usable = [record for record in records if len(record.images) == 1 and record.captions]
-    if not usable:
-        raise ValueError("no record has one image and a caption; nothing to diagnose")
-    by_image: dict[str, list[Record]] = {}
-    for record in usable:
-        by_image.setdefault(record.image_id, []).append(record)
+    by_image, true, false = caption_rows(records, max_captions, max_hallucinated)
     first = [found[0] for found in by_image.values()]
     image_ID = image_states(model, encoder, image_paths(first, image_root), batch_size=batch_size, progress=progress)
-    true: list[tuple[int, str]] = []
-    false: list[tuple[int, int, str, str]] = []  # image, row of its caption, type, text
-    for row, found in enumerate(by_image.values()):
-        for record in found:
-            start, kept = len(true), record.captions[:max_captions]
-            true += [(row, text) for text in kept]
-            edits = [h for h in record.hallucinated if (h.of or 0) < len(kept)][:max_hallucinated]
-            false += [(row, start + (h.of or 0), h.type, h.text) for h in edits]
     texts = [text for _, text in true] + [text for *_, text in false]
     distinct = list(dict.fromkeys(texts))
     with evaluating(model):
@@ -73,6 +60,32 @@ def collect_states(
             text_MP = model.heads.project_text(text_MD.to(device, dtype)).cpu()
         stages["post"] = (image_IP, text_MP)
     return {name: _states(*pair, true, false, tuple(by_image)) for name, pair in stages.items()}
+
+
+def caption_rows(
+    records: Sequence[Record], max_captions: int | None = None, max_hallucinated: int | None = None
+) -> tuple[dict[str, list[Record]], list[tuple[int, str]], list[tuple[int, int, str, str]]]:
+    """The rows that states are collected for: records by image id in order; (image, text) of each true caption; (image,
+    row of its true caption, type, text) of each hallucinated one.
+
+    Raises:
+        ValueError: no record has one image and a caption.
+    """
+    by_image: dict[str, list[Record]] = {}
+    for record in records:
+        if len(record.images) == 1 and record.captions:
+            by_image.setdefault(record.image_id, []).append(record)
+    if not by_image:
+        raise ValueError("no record has one image and a caption; nothing to diagnose")
+    true: list[tuple[int, str]] = []
+    false: list[tuple[int, int, str, str]] = []
+    for row, found in enumerate(by_image.values()):
+        for record in found:
+            start, kept = len(true), record.captions[:max_captions]
+            true += [(row, text) for text in kept]
+            edits = [h for h in record.hallucinated if (h.of or 0) < len(kept)][:max_hallucinated]
+            false += [(row, start + (h.of or 0), h.type, h.text) for h in edits]
+    return by_image, true, false
 
 
 def image_states(

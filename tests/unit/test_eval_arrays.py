@@ -9,12 +9,12 @@ from hacl.evaluation.diagnostics import (
     entanglement,
     gap_distances,
     modality_gap,
-    probe_auc,
     view,
 )
 from hacl.evaluation.projection import SharedProjection
 from hacl.evaluation.retrieval import retrieval
 from hacl.evaluation.ridge import fit_ridge
+from hacl.evaluation.separation import probe_auc
 
 
 def make_states(gap=0.0, margin=0.0, style=0.0, noise=0.3, images=60, width=24, captions=2, seed=0):
