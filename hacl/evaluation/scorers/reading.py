@@ -109,9 +109,9 @@ def _starts_an_array(file) -> bool:
 
 
 def _array_rows(path: Path, where: Place) -> Iterator[tuple[Place, Any]]:
-    rows = load_json(path)
+    rows: Any = load_json(path)
     where.separator = " record "
-    for where.line, row in enumerate(rows):
+    for where.line, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{where}: {type(row).__name__} in place of an object")
         yield where, row
