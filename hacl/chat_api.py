@@ -266,7 +266,7 @@ class ChatClient:
                     raise ValueError(f"request {request.id!r}: content must be text or a list of typed parts")
                 if not self.allow_images and any(part["type"] != "text" for part in content):
                     message = f"request {request.id!r} holds an image, which would go to {self.endpoint.base_url}"
-                    raise ValueError(f"{message}; say so with allow_images=True")
+                    raise ValueError(f"{message}; say so with allow_images=True (--allow-images)")
 
 
 def _reply(request: ChatRequest, row: Mapping[str, Any], *, cached: bool) -> ChatReply:

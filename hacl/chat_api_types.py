@@ -50,7 +50,7 @@ class ChatRequest:
 class ChatReply:
     """The continuation, or why there is none (`error`; `text` is then empty).
 
-    logprobs: alternatives of the first token as (token, log-probability), None where the server gave none.
+    logprobs: alternatives of the first token that is not blank as (token, log-probability), None where not given.
     """
 
     id: str
@@ -72,12 +72,16 @@ def image_part(path: Path | str) -> dict[str, Any]:
 
 
 def first_token(choice: Mapping[str, Any]) -> list[list[Any]] | None:
-    """[token, log-probability] of the first token's alternatives, None where the choice has none in usable form."""
+    """[token, log-probability] of the alternatives of the first token that is not blank, None where there are none.
+
+    Guards of the Llama-Guard kind write line breaks before their verdict.
+    """
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    if not isinstance(content, list) or not content or not isinstance(content[0], Mapping):
+    tokens = [one for one in content if isinstance(one, Mapping)] if isinstance(content, list) else []
+    first = next((one for one in tokens if str(one.get("token", "")).strip()), None)
+    if first is None:
         return None
-    given = content[0].get("top_logprobs") or [content[0]]
-    pairs = [[one.get("token"), one.get("logprob")] for one in given if isinstance(one, Mapping)]
+    pairs = [[one.get("token"), one.get("logprob")] for one in first.get("top_logprobs") or [first]]
     usable = [[t, v] for t, v in pairs if isinstance(t, str) and isinstance(v, (int, float)) and not math.isnan(v)]
     return usable or None

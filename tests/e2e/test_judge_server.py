@@ -1,0 +1,153 @@
+"""The judge command against a server that fails in every way, stopped in the middle and started again.
+
+With a real server behind the same faults (docs/judge.md), which is asked for what the faults let through:
+
+    HACL_JUDGE_URL=http://127.0.0.1:8000/v1 HACL_JUDGE_MODEL=NAME pytest -s tests/e2e/test_judge_server.py -k real
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.chat_server import ChatServer, completion
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = ("429", "500", "timeout", "malformed", "cut", "none")
+REAL = {name: os.environ.get(f"HACL_JUDGE_{name}") for name in ("URL", "MODEL")}
+
+pytestmark = pytest.mark.slow
+
+
+class Faults:
+    """The first attempt at each request fails in one of the ways; later ones reach `answer`, which is counted."""
+
+    def __init__(self, answer, delay):
+        self.answer, self.delay = answer, delay
+        self.reached, self.played = Counter(), Counter()
+
+    def __call__(self, body, asked):
+        number = int(re.search(r"Question (\d+)\?", body["messages"][0]["content"])[1])
+        fault = FAULTS[number % len(FAULTS)] if asked == 0 else "none"
+        self.played[fault] += 1
+        if fault == "429":
+            return 429, {"Retry-After": "0.2"}, {"error": {"message": "slow down"}}
+        if fault == "500":
+            return 500, {}, "<html>internal error</html>"
+        if fault == "timeout":
+            return 200, {"delay": self.delay}, completion("Rating: 0")
+        if fault == "malformed":
+            return 200, {}, '{"choices": [{"message": {"content": "Rating: 0'
+        if fault == "cut":
+            return 200, {"cut": 9}, completion("Rating: 0")
+        self.reached[json.dumps(body, sort_keys=True)] += 1
+        return self.answer(body, number)
+
+
+def fake(body, number):
+    """A judge that sometimes has to be asked again, after a little while."""
+    again = len(body["messages"]) > 1
+    return (
+        200,
+        {"delay": 0.05},
+        completion("Hard to say." if number % 4 == 3 and not again else f"Rating: {number % 7}"),
+    )
+
+
+def forwarded(body, _number):
+    """What the real server says."""
+    request = urllib.request.Request(
+        REAL["URL"] + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as response:
+        return json.loads(response.read())
+
+
+def predictions(folder, count):
+    rows = [
+        {
+            "index": i,
+            "question": f"Question {i}?",
+            "gt_answer": "One.",
+            "image_content": ["cat"],
+            "model_answer": "Two.",
+        }
+        for i in range(count)
+    ]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def judge(folder, server, *arguments, model="small"):
+    command = [sys.executable, "scripts/judge.py", "mmhal", "--predictions", str(folder / "answers.jsonl")]
+    command += ["--out", str(folder / "reviews.jsonl"), "--base-url", server.url, "--model", model, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kept(folder):
+    file = folder / "reviews.jsonl.replies.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def stopped_and_started_again(folder, server, sign, after, *arguments, model="small"):
+    """Run, stop with `sign` once `after` replies are kept, run to the end. Returns what was kept at the stop, and the
+    process that ended with its output."""
+    first = judge(folder, server, *arguments, model=model)
+    while kept(folder) < after and first.poll() is None:
+        time.sleep(0.01)
+    first.send_signal(sign)
+    _, errors = first.communicate()
+    between = kept(folder)
+    assert not (folder / "reviews.jsonl").exists()
+    assert first.returncode == (130 if sign == signal.SIGINT else -sign), errors
+    second = judge(folder, server, *arguments, model=model)
+    output, errors = second.communicate()
+    assert second.returncode == 0, errors
+    return between, output
+
+
+def reviews(folder):
+    return [json.loads(line) for line in (folder / "reviews.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["interrupt", "kill"])
+def test_nothing_is_lost_and_nothing_is_asked_twice_over_faults_and_a_restart(tmp_path, sign):
+    rows = predictions(tmp_path, 24)
+    faults = Faults(fake, delay=1.5)
+    options = ("--concurrency", "4", "--timeout", "1")
+    with ChatServer(faults) as server:
+        between, output = stopped_and_started_again(tmp_path, server, sign, 8, *options)
+    assert 8 <= between < 24
+    assert all(faults.played[fault] >= 3 for fault in FAULTS)
+    assert [(row["index"], row["rating"]) for row in reviews(tmp_path)] == [(i, i % 7) for i in range(len(rows))]
+    assert len(faults.reached) == kept(tmp_path) == 24 + 6
+    in_flight = sum(faults.reached.values()) - len(faults.reached)
+    assert in_flight == 0 if sign == signal.SIGINT else in_flight <= 4, "more than what a kill caught on its way"
+    assert "24 of 24 verdicts read (parse rate 1.000; 18 at the first asking)" in output
+
+
+@pytest.mark.skipif(None in REAL.values(), reason="set HACL_JUDGE_URL and HACL_JUDGE_MODEL to a server that runs")
+def test_a_real_server_behind_the_same_faults(tmp_path):
+    rows = predictions(tmp_path, 24)
+    faults = Faults(forwarded, delay=61)
+    options = ("--concurrency", "4", "--timeout", "60", "--max-tokens", "16")
+    with ChatServer(faults) as server:
+        started = time.monotonic()
+        between, output = stopped_and_started_again(tmp_path, server, signal.SIGINT, 8, *options, model=REAL["MODEL"])
+        took = time.monotonic() - started
+    assert [row["index"] for row in reviews(tmp_path)] == [row["index"] for row in rows]
+    assert set(faults.reached.values()) == {1} and len(faults.reached) == kept(tmp_path)
+    report = json.loads((tmp_path / "reviews.judge.json").read_text())
+    print(f"\n{output}requests of the proxy: {sum(faults.played.values())}, of them {dict(faults.played)}")
+    print(
+        f"reached the server: {sum(faults.reached.values())}, distinct: {len(faults.reached)}, kept: {kept(tmp_path)}"
+    )
+    print(f"kept at the interrupt: {between}; asked again for a reading: {report['reasked']}; {took:.0f} s")
