@@ -48,7 +48,11 @@ RESULTS = "hacl.evaluation.statistics"
 # Modules that promise to work where torch is not installed.
 TORCH_FREE = ["config.py", "hallucinate", "report"]
 TORCH_FREE += [f"data/{name}.py" for name in ("schema", "record_fields", "records", "images")]
-TORCH_FREE += [f"evaluation/{name}.py" for name in ("chair", "pope", "statistics")]
+TORCH_FREE += [f"evaluation/{name}.py" for name in ("__init__", "chair", "pope", "reports", "statistics")]
+TORCH_FREE += ["evaluation/scorers"]
+
+# Torch-free to import, but opens weights that the user gives, inside functions.
+LATE_WEIGHTS = ["evaluation/scorers/creative_embedders.py"]
 HEAVY = {"torch", "transformers", "deepspeed", "peft", "open_clip", "timm", "accelerate", "datasets"}
 
 
@@ -131,6 +135,7 @@ def test_records_generators_scorers_and_reports_never_import_torch():
     wrong = [
         f"{name_of(path)}:{line} imports {module}"
         for path in torch_free_files()
+        if path not in {ROOT / "hacl" / name for name in LATE_WEIGHTS}
         for line, module in imports_of(path)
         if module.split(".")[0] in HEAVY
     ]
