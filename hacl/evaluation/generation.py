@@ -1,16 +1,139 @@
-"""Batched greedy generation with a stock model: captions, and answers to yes/no questions."""
+"""Batched generation with a stock model: captions, and answers to yes/no questions.
+
+Shapes: R rows, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from hacl.data.templates import SequenceEncoder
 from hacl.evaluation.inputs import ImageLike, evaluating, make_encoder, pixels_of
+from hacl.evaluation.runner.decoding import Decoding
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: decoded, without special tokens and outer blanks; ids: new tokens up to EOS; stopped: it ended by EOS."""
+
+    text: str
+    ids: tuple[int, ...]
+    stopped: bool
+
+
+class Generator:
+    """Replies of one model under one template and one set of decoding settings.
+
+    A row's reply does not depend on the rows beside it: rows are left-padded, and the noise of a sampled reply comes
+    from the seed and the row's own name, not from the state of a generator that the batch shares.
+    """
+
+    def __init__(self, model: nn.Module, processor, *, template: str = "plain", decoding: Decoding | None = None):
+        self.model = model
+        self.processor = processor
+        self.decoding = decoding or Decoding()
+        self.encoder = make_encoder(processor, template)
+        tokenizer = processor.tokenizer
+        own = model.generation_config.eos_token_id
+        self.eos = sorted({tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())})
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def prompt_ids(self, prompt: str, with_image: bool) -> list[int]:
+        """Token ids up to where the reply begins."""
+        return prompt_ids(self.encoder, prompt, with_image)
+
+    def inputs(self, images: Sequence[ImageLike | None], prompts: Sequence[str], device: torch.device) -> dict:
+        """Left-padded input ids and mask, both (R, T), and the pixels of the rows that have an image."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        rows = [self.prompt_ids(text, image is not None) for image, text in zip(images, prompts, strict=True)]
+        longest = max(map(len, rows))
+        ids_RT = torch.tensor([[self.pad] * (longest - len(ids)) + ids for ids in rows], device=device)
+        mask_RT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows], device=device)
+        shown = [image for image in images if image is not None]
+        pixels = {"pixel_values": pixels_of(self.processor, shown, device).to(self.model.dtype)} if shown else {}
+        return {"input_ids": ids_RT, "attention_mask": mask_RT, **pixels}
+
+    def replies(
+        self,
+        images: Sequence[ImageLike | None],
+        prompts: Sequence[str],
+        *,
+        names: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[Reply]:
+        """One batch: the continuation of each (image, prompt), in order; None as an image asks without one.
+
+        names: what a sampled row's noise is drawn from beside the seed (default: its prompt and place in the batch).
+        max_new_tokens: instead of the setting. Raises ValueError when lengths differ.
+        """
+        settings = self.decoding if max_new_tokens is None else replace(self.decoding, max_new_tokens=max_new_tokens)
+        with evaluating(self.model) as device:
+            inputs = self.inputs(images, prompts, device)
+            extra = {}
+            if settings.temperature:
+                rows = names or [f"{row}/{prompt}" for row, prompt in enumerate(prompts)]
+                extra["logits_processor"] = _samplers(settings, rows)
+            if settings.min_new_tokens:
+                extra["min_new_tokens"] = settings.min_new_tokens
+            output = self.model.generate(
+                **inputs,
+                do_sample=False,  # sampling is the argmax of perturbed logits, see RowNoise
+                num_beams=settings.num_beams,
+                max_new_tokens=settings.max_new_tokens,
+                repetition_penalty=settings.repetition_penalty,
+                use_cache=True,
+                pad_token_id=self.pad,
+                eos_token_id=self.eos,
+                **extra,
+            )
+        return [self._reply(ids) for ids in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def _reply(self, ids: list[int]) -> Reply:
+        end = next((t for t, token in enumerate(ids) if token in self.eos), None)
+        kept = ids if end is None else ids[: end + 1]
+        return Reply(
+            self.processor.tokenizer.decode(kept, skip_special_tokens=True).strip(), tuple(kept), end is not None
+        )
+
+
+class RowNoise:
+    """Adds Gumbel noise to logits, so that the argmax is a sample of the softmax (the Gumbel-max trick).
+
+    Every row has its own generator, seeded by the seed and its name: a reply is the same in any batch, on any rank and
+    after a resume. A logits processor of stock `generate`.
+    """
+
+    def __init__(self, seed: int, names: Sequence[str]):
+        self.generators = []
+        for name in names:
+            digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+            self.generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1))
+
+    def __call__(self, input_ids: Tensor, scores_RV: Tensor) -> Tensor:
+        width = scores_RV.shape[-1]
+        noise_RV = torch.stack([torch.rand(width, generator=g, dtype=torch.float64) for g in self.generators])
+        gumbel_RV = -torch.log(-torch.log(noise_RV.clamp_min(1e-300)))
+        return scores_RV + gumbel_RV.to(scores_RV)
+
+
+def _samplers(settings: Decoding, names: Sequence[str]) -> list:
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    found = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
+    if settings.top_k:
+        found.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        found.append(TopPLogitsWarper(settings.top_p))
+    found.append(RowNoise(settings.seed, names))
+    return found
 
 
 def generate_captions(
@@ -99,32 +222,16 @@ def generate_texts(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-    encoder = make_encoder(processor, template)
-    sequences = [prompt_ids(encoder, text, image is not None) for image, text in zip(images, prompts, strict=True)]
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    tokenizer = processor.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    texts = [""] * len(sequences)
-    with evaluating(model) as device, tqdm(total=len(order), desc=progress, disable=not progress, leave=False) as bar:
+    generator = Generator(model, processor, template=template, decoding=Decoding(max_new_tokens=max_new_tokens))
+    lengths = [len(generator.prompt_ids(text, image is not None)) for image, text in zip(images, prompts, strict=True)]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    texts = [""] * len(lengths)
+    with tqdm(total=len(order), desc=progress, disable=not progress, leave=False) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            longest = max(len(sequences[i]) for i in rows)
-            padded = [[pad] * (longest - len(sequences[i])) + sequences[i] for i in rows]
-            mask = [[0] * (longest - len(sequences[i])) + [1] * len(sequences[i]) for i in rows]
-            shown = [images[i] for i in rows if images[i] is not None]
-            extra = {"pixel_values": pixels_of(processor, shown, device).to(model.dtype)} if shown else {}
-            output = model.generate(
-                input_ids=torch.tensor(padded, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=tokenizer.eos_token_id,
-                **extra,
-            )
-            for i, ids in zip(rows, output[:, longest:], strict=True):
-                texts[i] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            replies = generator.replies([images[i] for i in rows], [prompts[i] for i in rows])
+            for i, reply in zip(rows, replies, strict=True):
+                texts[i] = reply.text
             bar.update(len(rows))
     return texts
 

@@ -9,7 +9,7 @@ Shapes: R rows, T tokens, D hidden size, V vocabulary, Nl label tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,36 +156,61 @@ def caption_margins(
     Raises:
         ValueError: no pair at all, or fewer than two images (no wrong image to show).
     """
+    plan = plan_margins(records, image_root, seed)
+    scores = {
+        condition: log_likelihoods(
+            model,
+            processor,
+            images,
+            [text for _, text in plan.rows],
+            prompt=prompt,
+            template=template,
+            batch_size=batch_size,
+            progress=f"log p{condition.replace('_', ' ')}" if progress else "",
+        )
+        for condition, images in plan.shown.items()
+    }
+    report = margin_report(plan, scores)
+    report.meta.update(template=template, prompt=prompt, seed=seed)
+    return report
+
+
+@dataclass(frozen=True)
+class MarginPlan:
+    """What a caption margin asks: rows are (index of the record, text); shown holds each condition's image per row."""
+
+    records: list[Record]
+    wrong: list[int]
+    rows: list[tuple[int, str]]
+    shown: dict[str, list[Path | None]]
+
+
+def plan_margins(records: Sequence[Record], image_root: Path | str, seed: int = 0) -> MarginPlan:
+    """The distinct texts of every record, to be shown with its image, with none, and with another record's.
+
+    Raises:
+        ValueError: no pair at all, or fewer than two images (no wrong image to show).
+    """
     usable = [record for record in records if record.captions and record.hallucinated and len(record.images) == 1]
     if not usable:
         raise ValueError("no record has one image, a caption and a hallucinated caption; run make_hallucinations first")
     paths = image_paths(usable, image_root)
     wrong = _derangement([record.image_id for record in usable], seed)
     texts = [list(dict.fromkeys([*r.captions, *(h.text for h in r.hallucinated)])) for r in usable]
-    flat = [(i, text) for i, found in enumerate(texts) for text in found]
+    rows = [(i, text) for i, found in enumerate(texts) for text in found]
     shown = {
-        "": [paths[i] for i, _ in flat],
-        "_blind": [None] * len(flat),
-        "_wrong_image": [paths[wrong[i]] for i, _ in flat],
+        "": [paths[i] for i, _ in rows],
+        "_blind": [None] * len(rows),
+        "_wrong_image": [paths[wrong[i]] for i, _ in rows],
     }
-    scores = {
-        condition: log_likelihoods(
-            model,
-            processor,
-            images,
-            [text for _, text in flat],
-            prompt=prompt,
-            template=template,
-            batch_size=batch_size,
-            progress=f"log p{condition.replace('_', ' ')}" if progress else "",
-        )
-        for condition, images in shown.items()
-    }
-    position = {key: n for n, key in enumerate(flat)}
-    report = ScoreReport(
-        meta={"scorer": "caption_margin", "version": 1, "template": template, "prompt": prompt, "seed": seed}
-    )
-    for i, record in enumerate(usable):
+    return MarginPlan(usable, wrong, rows, shown)
+
+
+def margin_report(plan: MarginPlan, scores: Mapping[str, LogLikelihoods]) -> ScoreReport:
+    """The report of `caption_margins` from the log-likelihoods of each condition, one per row of the plan."""
+    position = {key: n for n, key in enumerate(plan.rows)}
+    report = ScoreReport(meta={"scorer": "caption_margin", "version": 1})
+    for i, record in enumerate(plan.records):
         for edited in record.hallucinated:
             true = record.captions[edited.of if edited.of is not None else 0]
             a, b = position[i, true], position[i, edited.text]
@@ -194,7 +219,9 @@ def caption_margins(
                 item[f"margin{condition}"] = float(score.mean[a] - score.mean[b])
                 item[f"margin_sum{condition}"] = float(score.total[a] - score.total[b])
             report.items.append(item)
-    report.meta["wrong_images"] = {r.image_id: usable[w].image_id for r, w in zip(usable, wrong, strict=True)}
+    report.meta["wrong_images"] = {
+        r.image_id: plan.records[w].image_id for r, w in zip(plan.records, plan.wrong, strict=True)
+    }
     summarise_margins(report)
     return report
 

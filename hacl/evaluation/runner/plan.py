@@ -1,0 +1,103 @@
+"""What is asked: items of a benchmark, and the distinct requests that answer them. No torch here.
+
+Several items may share one request (POPE's popular and adversarial questions do); it is put to the model once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to ask a model. key: names image, prompt and text, and so the reply; image None asks without one.
+
+    text: None for generation, else the text whose log-likelihood is asked for; where: file and id, for messages.
+    """
+
+    key: str
+    image: Path | None
+    prompt: str
+    where: str
+    max_new_tokens: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a benchmark.
+
+    id: as in its file; question: the benchmark's words; fields: prediction fields besides the reply, as the scorer
+    reads them; reply: name of the field that takes the reply; max_new_tokens: what its kind of reply needs.
+    """
+
+    id: str
+    image: Path
+    question: str
+    fields: dict[str, Any]
+    reply: str
+    max_new_tokens: int
+    where: str
+
+
+@dataclass
+class Part:
+    """A file of questions that is scored by itself (a POPE split) or the whole benchmark.
+
+    name: "" or the split; scorer: name in `hacl.evaluation.scorers`, None where replies must go to a judge first;
+    references: what the scorer reads beside the predictions; options: of the scorer.
+    """
+
+    name: str
+    items: list[Item]
+    scorer: str | None
+    references: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """Parts of one benchmark and the files they were read from; notes: sentences for the report."""
+
+    benchmark: str
+    parts: list[Part]
+    files: list[Path]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def items(self) -> list[Item]:
+        """Items of every part, in order."""
+        return [item for part in self.parts for item in part.items]
+
+
+def request_key(image: Path | None, prompt: str, text: str | None = None, kind: str = "") -> str:
+    """Twenty hex digits that name (image, prompt, text); an image by its name and its size in bytes."""
+    shown = "" if image is None else f"{image.parent.name}/{image.name}/{image.stat().st_size}"
+    content = "\0".join([kind, shown, prompt, "\1" if text is None else text])
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def item_request(item: Item, prompt: str, max_new_tokens: int) -> Request:
+    """The request that answers an item asked in these words."""
+    key = request_key(item.image, prompt, kind=str(max_new_tokens))
+    return Request(key, item.image, prompt, item.where, max_new_tokens)
+
+
+def distinct(requests: Iterable[Request]) -> list[Request]:
+    """Each request once, in order of first appearance."""
+    found: dict[str, Request] = {}
+    for request in requests:
+        found.setdefault(request.key, request)
+    return list(found.values())
+
+
+def check_ids(items: Sequence[Item]) -> None:
+    """Raise ValueError where an id comes twice in one part."""
+    seen: dict[str, str] = {}
+    for item in items:
+        if item.id in seen:
+            raise ValueError(f"{item.where}: id {item.id!r} was already used at {seen[item.id]}; ids must differ")
+        seen[item.id] = item.where
