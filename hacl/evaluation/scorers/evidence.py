@@ -14,6 +14,7 @@ LEVEL = 0.95
 BOOTSTRAP_LIMIT = 5000  # images; above it the linearised interval differs from the bootstrap by less than its noise
 CHUNK = 50  # draws at once: the weights of 50 draws over 5,000 images are 2 MB
 NAN = float("nan")
+NORMAL_QUANTILE = 1.959963984540054
 
 
 class ImageSums:
@@ -69,27 +70,43 @@ class ImageSums:
         Percentiles of a bootstrap that draws images with replacement; above 5,000 images the interval of the
         linearised ratio (normal, delta method), which is the bootstrap's limit and needs no draws.
         """
-        return {name: self._interval(name, draws, seed) for name in filter(self._tops.get, self.names)}
+        found: dict[str, list[float] | None] = {}
+        alike: dict[bytes, list[str]] = {}  # names about the same images share their draws
+        for name in filter(self._tops.get, self.names):
+            found[name] = None
+            alike.setdefault(np.isnan(self._tops[name]).tobytes(), []).append(name)
+        for names in alike.values():
+            top, bottom = (np.array([side[name] for name in names]) for side in (self._tops, self._bottoms))
+            present = ~np.isnan(top[0])
+            make = _linearised if present.sum() > BOOTSTRAP_LIMIT else _bootstrap
+            if present.sum() > 1:
+                found.update(zip(names, make(top[:, present], bottom[:, present], draws, seed), strict=True))
+        return found
 
-    def _interval(self, name: str, draws: int, seed: int) -> list[float] | None:
-        top, bottom = np.array(self._tops[name]), np.array(self._bottoms[name])
-        present = ~np.isnan(top)
-        top, bottom = top[present], bottom[present]
-        images, total = len(top), float(bottom.sum())
-        if images < 2 or total == 0:
-            return None
-        if images > BOOTSTRAP_LIMIT:
-            estimate = float(top.sum()) / total
-            half = 1.959963984540054 * float(np.sqrt(np.sum((top - estimate * bottom) ** 2))) / total
-            return [estimate - half, estimate + half]
-        rng = np.random.default_rng(seed)
-        share, drawn = np.full(images, 1 / images), []
-        for start in range(0, draws, CHUNK):
-            weights = rng.multinomial(images, share, size=min(CHUNK, draws - start))
-            bottoms = weights @ bottom
-            drawn.append((weights @ top)[bottoms > 0] / bottoms[bottoms > 0])
-        values = np.concatenate(drawn)
-        if not len(values):
-            return None
-        low, high = np.percentile(values, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)])
-        return [float(low), float(high)]
+
+def _linearised(top: np.ndarray, bottom: np.ndarray, draws: int, seed: int) -> list[list[float] | None]:
+    found: list[list[float] | None] = []
+    for tops, bottoms in zip(top, bottom, strict=True):
+        total = float(bottoms.sum())
+        estimate = float(tops.sum()) / total if total else 0.0
+        half = NORMAL_QUANTILE * float(np.sqrt(np.sum((tops - estimate * bottoms) ** 2))) / total if total else 0.0
+        found.append([estimate - half, estimate + half] if total else None)
+    return found
+
+
+def _bootstrap(top: np.ndarray, bottom: np.ndarray, draws: int, seed: int) -> list[list[float] | None]:
+    rng, (names, images) = np.random.default_rng(seed), top.shape
+    sides, drawn = np.concatenate([top, bottom]).T, []
+    for start in range(0, draws, CHUNK):
+        size = min(CHUNK, draws - start)
+        picked = rng.integers(images, size=(size, images)) + images * np.arange(size)[:, None]
+        weights = np.bincount(picked.ravel(), minlength=size * images).reshape(size, images).astype(float)
+        drawn.append(weights @ sides)
+    sums = np.concatenate(drawn)
+    found: list[list[float] | None] = []
+    for number in range(names):
+        tops, bottoms = sums[:, number], sums[:, names + number]
+        values = tops[bottoms > 0] / bottoms[bottoms > 0]
+        ends = np.percentile(values, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)]) if len(values) else None
+        found.append(None if ends is None else [float(ends[0]), float(ends[1])])
+    return found
