@@ -37,7 +37,7 @@ class _Call:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self.reason: ChatError | None = None
+        self.reason: BaseException | None = None
         self.failed_in_a_row = 0
 
 
@@ -185,9 +185,11 @@ class ChatClient:
             mine.set_exception(error)
             if isinstance(error, ChatError):
                 return self._failed(request, error, call)
-            if not isinstance(error, _Stopped):
-                call.stop.set()
-            raise
+            if isinstance(error, _Stopped):
+                raise
+            call.reason = call.reason or error  # a full disk, for one
+            call.stop.set()
+            raise _Stopped from error
         finally:
             with self._lock:
                 del self._under_way[key]

@@ -67,7 +67,10 @@ class Endpoint:
         self._key = os.environ.get(key_name, "").strip() if key_name else ""
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             raise ValueError(f"environment variable {key_name}: holds characters that no key has; set it again")
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        if urlsplit(self.base_url).hostname in LOOPBACK:
+            handlers.append(urllib.request.ProxyHandler({}))  # a proxy of the environment cannot reach this machine
+        self._opener = urllib.request.build_opener(*handlers)
 
     @property
     def has_key(self) -> bool:

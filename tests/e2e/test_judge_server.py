@@ -136,12 +136,12 @@ def test_nothing_is_lost_and_nothing_is_asked_twice_over_faults_and_a_restart(tm
 
 @pytest.mark.skipif(None in REAL.values(), reason="set HACL_JUDGE_URL and HACL_JUDGE_MODEL to a server that runs")
 def test_a_real_server_behind_the_same_faults(tmp_path):
-    rows = predictions(tmp_path, 24)
-    faults = Faults(forwarded, delay=61)
-    options = ("--concurrency", "4", "--timeout", "60", "--max-tokens", "16")
+    rows = predictions(tmp_path, 12)
+    faults = Faults(forwarded, delay=121)
+    options = ("--concurrency", "4", "--timeout", "120", "--max-tokens", "16")
     with ChatServer(faults) as server:
         started = time.monotonic()
-        between, output = stopped_and_started_again(tmp_path, server, signal.SIGINT, 8, *options, model=REAL["MODEL"])
+        between, output = stopped_and_started_again(tmp_path, server, signal.SIGINT, 4, *options, model=REAL["MODEL"])
         took = time.monotonic() - started
     assert [row["index"] for row in reviews(tmp_path)] == [row["index"] for row in rows]
     assert set(faults.reached.values()) == {1} and len(faults.reached) == kept(tmp_path)

@@ -205,6 +205,13 @@ def test_leaving_early_keeps_what_was_under_way_and_asks_nothing_more(cache):
     assert len(replies) == 50 and max(server.asked.values()) == 1
 
 
+def test_a_reply_that_cannot_be_kept_ends_the_run_with_the_reason(cache, monkeypatch):
+    with ChatServer(echo) as server, client(server, cache) as asking:
+        monkeypatch.setattr(asking.cache, "_write", lambda line: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            list(asking.complete_many(requests(*"abcdef")))
+
+
 def test_attempts_start_no_faster_than_the_rate_allows(cache):
     started = []
     with ChatServer(lambda body, _: started.append(time.monotonic()) or echo(body)) as server:
@@ -231,6 +238,12 @@ def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(cache, mon
     with pytest.raises(ValueError, match="OPENAI_API_KEY") as refused:
         client("http://localhost:1/v1", cache)
     assert "sk-secret" not in str(refused.value)
+
+
+def test_a_server_on_this_machine_is_asked_directly_whatever_proxy_is_set(cache, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with ChatServer(echo) as server:
+        assert ask(server, cache, "a")[0][0].text == "echo a"
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://user:pass@x/v1", "https://x/v1?key=abc"])

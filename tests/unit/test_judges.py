@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_asked_again_once_and_the_first_reply_is_kept(tmp
     rows, report, server = review(MMHalJudge(), PREDICTIONS[:3], play, tmp_path, key="index")
     assert len(server.bodies) == 6
     assert [row["rating"] for row in rows] == [5, None, 5]
-    assert rows[1]["review"] == "I like it." and rows[0]["first_replies"] == {"review": "I like it."}
+    assert rows[1]["review"] == "I like it." and rows[0]["first_reply"] == "I like it."
     assert (report.parsed, report.parsed_at_first, report.verdicts, report.reasked) == (2, 0, 3, 3)
     assert report.unparsed == [1] and "parse rate 0.667" in str(report)
 
@@ -177,29 +177,34 @@ def test_a_guard_gets_the_conversation_alone_and_is_never_asked_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, first, second",
+    "text, verdict",
     [
-        ("[[A>>B]]", 2, -2),
-        ("so [[a > b]]", 1, -1),
-        ("[[A=B]]", 0, 0),
-        ("[[B>A]]", -1, 1),
-        ("[[A<<B]]", -2, 2),
-        ("[[A>>B]] no, wait: [[B>A]]", -1, 1),
-        ("[[A>A]]", None, None),
-        ("A is better", None, None),
+        ("[[A>>B]]", "A>>B"),
+        ("so [[a > b]]", "A>B"),
+        ("[[A=B]]", "A=B"),
+        ("[[A<<B]]", "A<<B"),
+        ("[[A>>B]] no, wait: [[B>A]]", "B>A"),
+        ("[[A>A]]", None),
+        ("A is better", None),
     ],
 )
-def test_pairwise_grades_are_from_the_side_of_the_candidate_and_the_last_verdict_counts(text, first, second):
-    judge = PairwiseJudge()
-    assert judge.parse("candidate_first", reply(text), None) == first
-    assert judge.parse("candidate_second", reply(text), None) == second
+def test_the_last_pairwise_verdict_in_brackets_counts(text, verdict):
+    assert PairwiseJudge().parse("candidate_first", reply(text), None) == verdict
 
 
-def test_both_orders_are_asked_and_a_judge_that_likes_what_comes_first_contradicts_itself(tmp_path):
-    rows, report, server = review(PairwiseJudge(), PAIRS, lambda *_: completion("[[A>>B]]"), tmp_path)
-    firsts = {asked_text(body).split("<first>")[1].split("</first>")[0] for body in server.bodies}
-    assert firsts == {"mine", "theirs"}
-    assert (rows[0]["candidate_first"], rows[0]["candidate_second"]) == (2, -2)
+def test_both_orders_are_asked_and_the_rows_are_what_the_creative_scorer_takes(tmp_path):
+    def play(body, _asked):
+        return completion("[[A>>B]]" if "<first>mine" in asked_text(body) else "[[B>A]]")
+
+    rows, report, server = review(PairwiseJudge(), PAIRS, play, tmp_path)
+    assert len(server.bodies) == 2 and report.reviews == 1 and report.verdicts == 2
+    assert [(row["order"], row["verdict"]) for row in rows] == [("reference_first", "B>A"), ("candidate_first", "A>>B")]
+    scored = score("creative", PAIRS, verdicts=rows)
+    assert scored.metrics["reward"] == 75 and scored.metrics["win_rate"] == 1.0
+
+
+def test_a_judge_that_likes_what_comes_first_contradicts_itself(tmp_path):
+    _, report, _ = review(PairwiseJudge(), PAIRS, lambda *_: completion("[[A>>B]]"), tmp_path)
     assert report.summary == {"judged_in_both_orders": 1, "orders_contradict": 1}
 
 

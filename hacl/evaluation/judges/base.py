@@ -81,8 +81,8 @@ class Judge(ABC):
         """The value a reply states, None where it states none or several."""
 
     @abstractmethod
-    def row(self, item: Item, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        """The line that the scorer reads."""
+    def rows(self, item: Item, answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
+        """The lines that the scorer reads, with what the judge wrote."""
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Counts worth reporting beside the parse rate."""

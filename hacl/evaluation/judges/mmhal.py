@@ -72,6 +72,7 @@ class MMHalJudge(Judge):
     def parse(self, question: str, reply: ChatReply, item: Item) -> int | None:
         return parse_strict(visible(reply.text))
 
-    def row(self, item: Item, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    def rows(self, item: Item, answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
         answer = answers["review"]
-        return {"index": item.id, "review": visible(answer.text), "rating": answer.value}
+        row = {"index": item.id, "review": visible(answer.text), "rating": answer.value}
+        return [row | ({} if answer.first is None else {"first_reply": answer.first})]

@@ -12,6 +12,7 @@ from typing import Any
 
 from hacl.chat_api import ChatReply
 from hacl.evaluation.judges.base import Answer, Item, Judge, Messages, text_of, visible
+from hacl.evaluation.scorers.creative_reward import ORDERS, reward_of
 
 COMPARE = """\
 Two writers were given the same task. Say whose text serves it better.
@@ -33,15 +34,14 @@ the second:
 [[B>A]] the second is somewhat better
 [[B>>A]] the second is far better"""
 
-VERDICT = re.compile(r"\[\[\s*([AB])\s*(>>|>|=|<<|<)\s*([AB])\s*\]\]", re.IGNORECASE)
-SIZE = {">>": 2, ">": 1, "=": 0, "<": -1, "<<": -2}
-ORDERS = ("candidate_first", "candidate_second")
+VERDICT = re.compile(r"\[\[([AB<>=\s]+)\]\]", re.IGNORECASE)
 
 
 class PairwiseJudge(Judge):
     """Predictions: `id`, `question` (the task), `response`, `reference` (the text to compare with), maybe `criteria`.
 
-    Row: `id` and for each order a grade -2 to 2, positive where the candidate is better, or None.
+    Rows, two for each prediction, as the scorer creative takes them (`--verdicts`): `id`, `order`, `verdict` with A for
+    the text shown first, None where the reply could not be read.
     """
 
     name = "pairwise"
@@ -53,27 +53,29 @@ class PairwiseJudge(Judge):
         candidate, reference = text_of(item, "response", "answer"), text_of(item, "reference")
         criteria = text_of(item, "criteria") if item.row.get("criteria") else "none given"
         shared = {"task": text_of(item, "question", "prompt"), "criteria": criteria}
-        asked = {}
-        for order, pair in zip(ORDERS, ((candidate, reference), (reference, candidate)), strict=True):
-            asked[order] = self.message("compare", item, {**shared, "first": pair[0], "second": pair[1]})
-        return asked
+        shown = {"reference_first": (reference, candidate), "candidate_first": (candidate, reference)}
+        return {
+            order: self.message("compare", item, {**shared, "first": first, "second": second})
+            for order, (first, second) in shown.items()
+        }
 
-    def parse(self, question: str, reply: ChatReply, item: Item) -> int | None:
-        """Grade of the last verdict from the candidate's side."""
+    def parse(self, question: str, reply: ChatReply, item: Item) -> str | None:
+        """The last verdict in brackets, None if it is none of the five."""
         found = VERDICT.findall(visible(reply.text))
-        if not found:
-            return None
-        left, sign, right = (part.upper() for part in found[-1])
-        if left == right:
-            return None
-        first_is_better = SIZE[sign] if left == "A" else -SIZE[sign]
-        return first_is_better if question == ORDERS[0] else -first_is_better
+        verdict = "".join(found[-1].split()).upper() if found else ""
+        return None if reward_of(verdict, question) is None else verdict
 
-    def row(self, item: Item, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        grades = {order: answers[order].value for order in ORDERS}
-        return {"id": item.id, **grades, "reviews": {order: visible(answers[order].text) for order in ORDERS}}
+    def rows(self, item: Item, answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
+        return [
+            {"id": item.id, "order": order, "verdict": answer.value, "review": visible(answer.text)}
+            | ({} if answer.first is None else {"first_reply": answer.first})
+            for order, answer in answers.items()
+        ]
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        both = [(row[ORDERS[0]], row[ORDERS[1]]) for row in rows if None not in (row[ORDERS[0]], row[ORDERS[1]])]
-        against = sum(first * second < 0 for first, second in both)
-        return {"judged_in_both_orders": len(both), "orders_contradict": against}
+        rewards: dict[str | int, list[int]] = {}
+        for row in rows:
+            if row["verdict"] is not None:
+                rewards.setdefault(row["id"], []).append(reward_of(row["verdict"], row["order"]))
+        both = [found for found in rewards.values() if len(found) == len(ORDERS)]
+        return {"judged_in_both_orders": len(both), "orders_contradict": sum(a * b < 0 for a, b in both)}

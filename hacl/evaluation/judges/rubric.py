@@ -57,9 +57,10 @@ class RubricJudge(Judge):
             return {"yes": True, "no": False}.get(last)
         return int(last) if last.isdecimal() and int(last) <= 10 else None
 
-    def row(self, item: Item, answers: Mapping[str, Answer]) -> dict[str, Any]:
+    def rows(self, item: Item, answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
         answer = answers["score"]
-        return {"id": item.id, "score": answer.value, "review": visible(answer.text)}
+        row = {"id": item.id, "score": answer.value, "review": visible(answer.text)}
+        return [row | ({} if answer.first is None else {"first_reply": answer.first})]
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         scores = [row["score"] for row in rows if row["score"] is not None]

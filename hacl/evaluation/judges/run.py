@@ -202,16 +202,12 @@ def _write(
     """Rows of all items whose every question has a reply, in one step: a reader never sees half a file."""
     rows = []
     for item, found in _whole(judge, items, answers):
-        row = judge.row(item, found)
-        again = {question: answer.first for question, answer in found.items() if answer.first is not None}
-        if again:
-            row["first_replies"] = again
-        row |= {"judge": report.judge["model"], "prompt_sha256": report.judge["prompt_sha256"]}
-        rows.append(row)
+        own = judge.rows(item, found)
+        rows += [row | {"judge": report.judge["model"], "prompt_sha256": report.judge["prompt_sha256"]} for row in own]
+        report.reviews += 1
         report.verdicts += len(found)
         report.parsed += sum(answer.value is not None for answer in found.values())
         report.unparsed += [item.id] if any(answer.value is None for answer in found.values()) else []
-    report.reviews = len(rows)
     report.summary = judge.summary(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(out.name + ".tmp")
