@@ -1,4 +1,4 @@
-"""Read a JSON list element by element, so that a file of any length takes the memory of its longest element."""
+"""Read a JSON list or object piece by piece, so that a file of any length takes the memory of its longest piece."""
 
 from __future__ import annotations
 
@@ -20,18 +20,41 @@ def iter_json_list(path: Path) -> Iterator[Any]:
     """
     with path.open("rb") as file:
         text = _Text(file)
-        text.expect("[")
-        if text.peek() == "]":
-            text.expect("]")
-        else:
-            while True:
-                yield text.value()
-                if text.peek() != ",":
-                    break
-                text.expect(",")
-            text.expect("]")
-        if text.peek():
-            raise json.JSONDecodeError("text after the list", text.buffer, text.place)
+        yield from text.elements()
+        text.end()
+
+
+def iter_json_members(path: Path) -> Iterator[tuple[str, Any]]:
+    """The members of the JSON object that fills a UTF-8 file; a list gives (key, element) for each of its elements.
+
+    Raises as `iter_json_list`.
+    """
+    with path.open("rb") as file:
+        text = _Text(file)
+        text.expect("{")
+        while text.peek() != "}":
+            key = text.value()
+            if not isinstance(key, str):
+                raise text.error("expected a key")
+            text.expect(":")
+            if text.peek() == "[":
+                yield from ((key, element) for element in text.elements())
+            else:
+                yield key, text.value()
+            if text.peek() != ",":
+                break
+            text.expect(",")
+        text.expect("}")
+        text.end()
+
+
+def first_character(path: Path) -> str:
+    """The first visible character of a UTF-8 file, "" where there is none; tells a list from an object or lines."""
+    with path.open("rb") as file:
+        while block := file.read(4096):
+            if visible := block.removeprefix(codecs.BOM_UTF8).lstrip():
+                return visible[:1].decode("latin-1")
+    return ""
 
 
 class _Text:
@@ -62,8 +85,25 @@ class _Text:
 
     def expect(self, character: str) -> None:
         if self.peek() != character:
-            raise json.JSONDecodeError(f"expected {character!r}", self.buffer, self.place)
+            raise self.error(f"expected {character!r}")
         self.place += 1
+
+    def end(self) -> None:
+        if self.peek():
+            raise self.error("text after the end")
+
+    def error(self, message: str) -> json.JSONDecodeError:
+        return json.JSONDecodeError(message, self.buffer, self.place)
+
+    def elements(self) -> Iterator[Any]:
+        """The elements of the list that begins here."""
+        self.expect("[")
+        if self.peek() != "]":
+            yield self.value()
+            while self.peek() == ",":
+                self.expect(",")
+                yield self.value()
+        self.expect("]")
 
     def value(self) -> Any:
         self.peek()

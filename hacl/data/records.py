@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hacl.data.json_stream import iter_json_list
+from hacl.data.json_stream import first_character, iter_json_list
 from hacl.data.record_fields import KNOWN_KEYS, Fields, kind_of
 from hacl.data.schema import HALLUCINATION_TYPES, HallucinatedCaption, Record, RecordError, Turn
 
 __all__ = [
-    "HALLUCINATION_TYPES", "HallucinatedCaption", "Record", "RecordError", "Turn",
+    "HALLUCINATION_TYPES", "HallucinatedCaption", "Record", "RecordError", "RecordWriter", "Turn",
     "iter_raw", "iter_records", "parse_record", "read_records", "record_to_json", "write_records",
 ]  # fmt: skip
 
@@ -76,7 +76,7 @@ def iter_raw(path: Path | str, on_error: Callable[[RecordError], None] | None = 
             raise error
         on_error(error)
 
-    if _is_list(path):
+    if first_character(path) == "[":
         rows = enumerate(iter_json_list(path))
         while True:
             try:
@@ -84,7 +84,9 @@ def iter_raw(path: Path | str, on_error: Callable[[RecordError], None] | None = 
             except StopIteration:
                 return
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                refuse(f"{path}: not a readable JSON list ({error}); mend the file or write one record per line (.jsonl)")
+                refuse(
+                    f"{path}: not a readable JSON list ({error}); mend the file or write one record per line (.jsonl)"
+                )
                 return
             yield f"{path}:[{index}]", row
     with path.open("rb") as lines:
@@ -133,32 +135,51 @@ def record_to_json(record: Record) -> dict[str, Any]:
     return {**row, **record.extra}
 
 
-def write_records(path: Path | str, records: Iterable[Record]) -> int:
-    """Write JSONL (or a JSON list where the name ends in .json) in one step: complete, or the old file stays.
+class RecordWriter:
+    """Writes JSONL (a JSON list where the name ends in .json) in one step: complete on leaving, or the old file stays.
 
-    Returns the number of records.
+    `with RecordWriter(path) as out: out.write(record)`; `count` and `captions` say what was written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    count = 0
-    as_list = path.suffix == ".json"
-    try:
-        with partial.open("w", encoding="utf-8") as out:
-            for record in records:
-                if as_list:
-                    out.write("[\n" if count == 0 else ",\n")
-                out.write(json.dumps(record_to_json(record), ensure_ascii=False))
-                out.write("" if as_list else "\n")
-                count += 1
-            if as_list:
-                out.write("\n]\n" if count else "[]\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.count = self.captions = 0
+        self._as_list = self.path.suffix == ".json"
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+
+    def __enter__(self) -> RecordWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._out = self._partial.open("w", encoding="utf-8")
+        return self
+
+    def write(self, record: Record) -> None:
+        if self._as_list:
+            self._out.write(",\n" if self.count else "[\n")
+        self._out.write(json.dumps(record_to_json(record), ensure_ascii=False))
+        self._out.write("" if self._as_list else "\n")
+        self.count += 1
+        self.captions += len(record.captions)
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            with self._out as out:
+                if kind is None:
+                    if self._as_list:
+                        out.write("\n]\n" if self.count else "[]\n")
+                    out.flush()
+                    os.fsync(out.fileno())
+            if kind is None:
+                os.replace(self._partial, self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def write_records(path: Path | str, records: Iterable[Record]) -> int:
+    """Write all records with a `RecordWriter`; returns their number."""
+    with RecordWriter(path) as out:
+        for record in records:
+            out.write(record)
+    return out.count
 
 
 def _hallucinated_to_json(caption: HallucinatedCaption) -> dict[str, Any]:
@@ -178,12 +199,3 @@ def _digest(*parts: str) -> str:
 
 def _normal_path(path: str) -> str:
     return posixpath.normpath(path.replace("\\", "/"))
-
-
-def _is_list(path: Path) -> bool:
-    """Whether the first visible character opens a JSON list."""
-    with path.open("rb") as file:
-        while block := file.read(4096):
-            if visible := block.removeprefix(b"\xef\xbb\xbf").lstrip():
-                return visible.startswith(b"[")
-    return False

@@ -1,0 +1,196 @@
+"""Collections too large for memory, read in order from any row on: JSONL, JSON lists, Parquet, the Hugging Face Hub.
+
+Written `a.jsonl`, `a.json`, `a.parquet`, or explicitly `hub:owner/name?split=train&revision=COMMIT` (also `config`,
+and `columns`, e.g. `columns=caption:sentence`, renames a column of theirs to a key of a record).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from hacl.data.json_stream import first_character
+from hacl.data.parquet import from_row
+from hacl.data.records import Record, RecordError, iter_raw, parse_record
+
+
+class Source(ABC):
+    """Rows in a fixed order. A row stays undecoded until it is asked for, so that passing over it costs little."""
+
+    @abstractmethod
+    def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
+        """(place, undecoded row) from row `start` on."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names the content: equal for equal rows in equal order."""
+
+    def decode(self, where: str, row: Any) -> Record:
+        """The record of an undecoded row. Raises RecordError."""
+        return parse_record(row, where=where)
+
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """The records from row `start` on."""
+        return (self.decode(where, row) for where, row in self.rows(start))
+
+
+class JsonSource(Source):
+    """A JSONL file or a JSON list. Empty lines are no rows."""
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; expected records as .jsonl, .json or .parquet")
+        self.path = path
+        self._is_list = first_character(path) == "["
+
+    def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
+        if self._is_list:
+            yield from islice(iter_raw(self.path), start, None)
+            return
+        with self.path.open("rb") as lines:
+            full = ((number, line) for number, line in enumerate(lines, start=1) if line.strip(b" \t\r\n\xef\xbb\xbf"))
+            for number, line in islice(full, start, None):
+                yield f"{self.path}:{number}", line
+
+    def decode(self, where: str, row: Any) -> Record:
+        if isinstance(row, bytes):
+            try:
+                row = json.loads(row.decode("utf-8-sig"))
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise RecordError(f"{where}: not a line of UTF-8 JSON ({error})") from error
+        return parse_record(row, where=where)
+
+    def fingerprint(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+class ParquetSource(Source):
+    """Parquet files, one after the other; passing over a row group reads its header alone."""
+
+    def __init__(self, paths: Sequence[Path]):
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{missing[0]}: no such file")
+        self.paths = list(paths)
+        try:
+            self._rows = [[meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+                          for meta in map(pq.read_metadata, self.paths)]  # fmt: skip
+        except pyarrow.ArrowInvalid as error:
+            raise RecordError(f"{self.paths[0]}: not a Parquet file ({error})") from error
+
+    def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
+        import pyarrow.parquet as pq
+
+        for path, groups in zip(self.paths, self._rows, strict=True):
+            done = 0
+            file = None
+            for group, count in enumerate(groups):
+                if start >= count:
+                    start -= count
+                else:
+                    file = pq.ParquetFile(path) if file is None else file
+                    for index, row in enumerate(file.read_row_group(group).slice(start).to_pylist(), start=start):
+                        yield f"{path}:[{done + index}]", from_row(row)
+                    start = 0
+                done += count
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+class HubSource(Source):
+    """A streamed split of a data set on the Hugging Face Hub. Data only: no code of the repository is run."""
+
+    def __init__(self, text: str):
+        name, _, query = text.removeprefix("hub:").partition("?")
+        options = dict(parse_qsl(query, strict_parsing=bool(query)))
+        unknown = options.keys() - {"split", "revision", "config", "columns"}
+        if not name or unknown:
+            raise ValueError(
+                f"{text}: {'unknown ' + ', '.join(sorted(unknown)) if unknown else 'no name'}; write "
+                "hub:owner/name?split=train&revision=COMMIT&config=NAME&columns=caption:sentence"
+            )
+        self.name, self.options = name, options
+        pairs = (pair.partition(":") for pair in options.get("columns", "").split(",") if pair)
+        self.columns = {theirs: ours for ours, _, theirs in pairs}
+
+    def _open(self):
+        from datasets import load_dataset
+
+        return load_dataset(
+            self.name,
+            self.options.get("config"),
+            split=self.options.get("split", "train"),
+            revision=self.options.get("revision"),
+            streaming=True,
+        )
+
+    def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
+        for index, row in enumerate(self._open().skip(start), start=start):
+            renamed = {self.columns.get(key, key): value for key, value in row.items()}
+            yield f"hub:{self.name}:[{index}]", from_row(renamed)
+
+    def fingerprint(self) -> str:
+        """Of name, split and revision; pin `revision` to be sure of the content."""
+        text = json.dumps([self.name, sorted(self.options.items())])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Joined(Source):
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Source]):
+        self.parts = list(parts)
+
+    def rows(self, start: int = 0) -> Iterator[tuple[str, tuple[int, Any]]]:
+        for number, part in enumerate(self.parts):
+            empty = True
+            for where, row in part.rows(start):
+                empty = False
+                yield where, (number, row)
+            if empty and start:
+                start -= sum(1 for _ in part.rows())
+            else:
+                start = 0
+
+    def decode(self, where: str, row: Any) -> Record:
+        number, inner = row
+        return self.parts[number].decode(where, inner)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(" ".join(part.fingerprint() for part in self.parts).encode()).hexdigest()[:16]
+
+
+def open_source(paths: str | Sequence[str]) -> Source:
+    """The source that one or several texts name. Raises ValueError, FileNotFoundError."""
+    texts = [paths] if isinstance(paths, str) else list(paths)
+    if not texts:
+        raise ValueError("no source: name a .jsonl, .json or .parquet file, or hub:owner/name")
+    made: list[Source] = []
+    for text in texts:
+        if text.startswith("hub:"):
+            made.append(HubSource(text))
+        elif text.endswith(".parquet"):
+            made.append(ParquetSource([Path(text)]))
+        else:
+            made.append(JsonSource(Path(text)))
+    return made[0] if len(made) == 1 else Joined(made)
+
+
+def parquet_records(paths: Iterable[Path]) -> Iterator[Record]:
+    """The records of Parquet files, in order."""
+    return ParquetSource(list(paths)).records()

@@ -1,0 +1,173 @@
+"""Promises of streamed sources: every record once per epoch, shared by ranks and workers, resumed exactly."""
+
+import json
+
+import pytest
+
+from hacl.data.json_stream import iter_json_list, iter_json_members
+from hacl.data.parquet import write_parquet
+from hacl.data.records import RecordError, parse_record, write_records
+from hacl.data.sources import HubSource, open_source
+from hacl.data.stream import RecordStream
+
+COUNT = 103
+
+
+def records(count=COUNT):
+    rows = []
+    for n in range(count):
+        row = {"id": f"r{n}", "image": f"{n}.jpg", "image_id": str(n), "captions": [f"größe {n} 犬", "b"], "note": [n]}
+        if n % 2:
+            row["objects"] = {"dog": n, "red bus": 1}
+            row["hallucinated"] = [{"text": "a cat", "type": "object", "span": [2, 5], "of": 0}, {"text": "x"}]
+        if n % 3 == 0:
+            row["conversations"] = [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "a"}]
+        rows.append(parse_record(row, where="f"))
+    return rows
+
+
+@pytest.fixture(params=["jsonl", "crlf", "json", "parquet", "two files"])
+def source(request, tmp_path, monkeypatch):
+    made = records()
+    if request.param == "parquet":
+        monkeypatch.setattr("hacl.data.parquet.GROUP", 10)
+        assert write_parquet(tmp_path / "x.parquet", made) == COUNT
+        return open_source(str(tmp_path / "x.parquet"))
+    if request.param == "two files":
+        write_records(tmp_path / "a.jsonl", made[:40])
+        write_records(tmp_path / "b.json", made[40:])
+        return open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "b.json")])
+    path = tmp_path / f"x.{'json' if request.param == 'json' else 'jsonl'}"
+    write_records(path, made)
+    if request.param == "crlf":
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    return open_source(str(path))
+
+
+def test_every_source_gives_all_records_from_any_row_on(source):
+    assert list(source.records()) == records()
+    for start in (1, 39, 40, 41, 102, 103):
+        assert [r.id for r in source.records(start)] == [f"r{n}" for n in range(start, COUNT)]
+
+
+def stream(source, rank=0, ranks=1, **options):
+    return RecordStream(source, **{"batch_size": 4, "seed": 7, "rank": rank, "ranks": ranks, "block": 16, **options})
+
+
+def ids(batches):
+    return [[record.id for record in batch] for batch in batches]
+
+
+def test_ranks_share_each_global_batch_and_leave_out_only_an_incomplete_last_one(source):
+    per_rank = [ids(stream(source, rank, 3).batches()) for rank in range(3)]
+    assert {len(part) for part in per_rank} == {COUNT // 12}
+    seen = [name for part in per_rank for batch in part for name in batch]
+    assert len(seen) == len(set(seen)) == COUNT // 12 * 12
+    together = ids(stream(source, batch_size=12).batches())
+    assert [sorted(a + b + c) for a, b, c in zip(*per_rank, strict=True)] == [sorted(batch) for batch in together]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 30])
+def test_batches_do_not_depend_on_the_number_of_workers(source, workers):
+    alone = ids(stream(source).batches())
+    parts = [ids(stream(source).batches(worker, workers)) for worker in range(workers)]
+    turns = [parts[n % workers][n // workers] for n in range(len(alone))]
+    assert turns == alone
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 9, 25])
+def test_a_stream_goes_on_exactly_where_it_was_left(source, stop):
+    whole = stream(source)
+    expected = ids(whole) + ids(whole)
+    first = stream(source)
+    taken = []
+    batches = iter(first)
+    for _ in range(stop):
+        taken.append([record.id for record in next(batches)])
+    state = json.loads(json.dumps(first.state_dict()))
+    second = stream(source)
+    second.load_state_dict(state)
+    assert taken + ids(second) + ids(second) == expected
+
+
+def test_workers_go_on_after_the_batch_that_was_left(source):
+    whole = ids(stream(source).batches())
+    parts = []
+    for worker in range(3):
+        left = stream(source)
+        left.load_state_dict({**left.state_dict(), "start": 5})
+        parts.append(ids(left.batches(worker, 3)))
+    assert [parts[n % 3][n // 3] for n in range(len(whole) - 5)] == whole[5:]
+
+
+def test_epochs_differ_in_order_and_hold_the_same(source):
+    made = stream(source, batch_size=1)
+    first, second = ids(made), ids(made)
+    assert first != second and sorted(first) == sorted(second) and made.epoch == 2
+    assert ids(stream(source, batch_size=1, seed=None)) == [[f"r{n}"] for n in range(COUNT)]
+
+
+def test_a_place_in_another_source_or_in_other_batches_is_refused(tmp_path):
+    for name in ("a", "b"):
+        write_records(tmp_path / f"{name}.jsonl", records(9 if name == "a" else 8))
+    state = stream(open_source(str(tmp_path / "a.jsonl"))).state_dict()
+    with pytest.raises(ValueError, match="another source"):
+        stream(open_source(str(tmp_path / "b.jsonl"))).load_state_dict(state)
+    with pytest.raises(ValueError, match="another batch_size"):
+        stream(open_source(str(tmp_path / "a.jsonl")), batch_size=3).load_state_dict(state)
+
+
+def test_fewer_records_than_a_batch_are_one_batch_and_none_are_none(tmp_path):
+    write_records(tmp_path / "few.jsonl", records(3))
+    (tmp_path / "none.jsonl").write_text("\n\n")
+    assert len(ids(stream(open_source(str(tmp_path / "few.jsonl"))).batches())) == 1
+    assert ids(stream(open_source(str(tmp_path / "none.jsonl"))).batches()) == []
+    with pytest.raises(ValueError, match="3 records cannot be shared by 4"):
+        list(stream(open_source(str(tmp_path / "few.jsonl")), 0, 4).batches())
+
+
+def test_bad_sources_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        open_source(str(tmp_path / "none.jsonl"))
+    (tmp_path / "x.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(RecordError, match=r"x\.parquet"):
+        open_source(str(tmp_path / "x.parquet"))
+    (tmp_path / "x.jsonl").write_text('{"captions": ["a"]}\n{"cut')
+    with pytest.raises(RecordError, match=r"x\.jsonl:2"):
+        list(open_source(str(tmp_path / "x.jsonl")).records())
+    with pytest.raises(ValueError, match="unknown branch"):
+        open_source("hub:a/b?branch=main")
+
+
+def test_a_hub_source_is_streamed_from_a_row_on_with_its_columns_renamed(tmp_path, monkeypatch):
+    from datasets import IterableDataset
+
+    rows = [{"sentence": f"a dog {n}", "picture": f"{n}.jpg", "objects": None} for n in range(5)]
+    asked = []
+
+    def load(name, config, **options):
+        asked.append((name, config, options))
+        return IterableDataset.from_generator(lambda: iter(rows))
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    source = open_source("hub:someone/captions?split=val&revision=abc&columns=captions:sentence,image:picture")
+    assert isinstance(source, HubSource)
+    assert [(r.captions, r.images) for r in source.records(3)] == [((f"a dog {n}",), (f"{n}.jpg",)) for n in (3, 4)]
+    assert asked == [("someone/captions", None, {"split": "val", "revision": "abc", "streaming": True})]
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
+def test_json_is_read_piece_by_piece_as_a_whole_read_would(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("hacl.data.json_stream.BLOCK", block)
+    content = [{"a": "ü犬\\u2028]", "b": [1.5e3, None, {}]}, 12, "x,]", [], True, -0.5]
+    path = tmp_path / "x.json"
+    for indent in (None, 2):
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content, indent=indent, ensure_ascii=False).encode() + b" \n")
+        assert list(iter_json_list(path)) == content
+    members = {"info": {"n": 1}, "images": content, "none": [], "x": 17}
+    path.write_text(json.dumps(members))
+    assert list(iter_json_members(path)) == [("info", {"n": 1}), *(("images", item) for item in content), ("x", 17)]
+    for broken in ("[1, 2", "[1 2]", "[1,]", "[1] 2", '["\\x"]', ""):
+        path.write_text(broken)
+        with pytest.raises(json.JSONDecodeError):
+            list(iter_json_list(path))
