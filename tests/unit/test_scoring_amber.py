@@ -296,6 +296,12 @@ def test_unicode_and_empty_replies_are_scored():
     assert report.counts["captions"] == 2 and report.metrics["Cover"] == 50.0
 
 
+def test_a_reply_of_a_megabyte_is_a_reply():
+    rows = [{"id": 1, "response": "a dog " * 170_000}, {"id": 2, "response": "*" * 1_000_000}]
+    report = score("amber", rows, references(*MIXED))
+    assert report.counts["nouns"] == 170_000 and report.metrics["CHAIR"] == 0.0
+
+
 def test_intervals_are_in_the_units_of_the_metrics():
     entries = [image(["dog"], ["sun"]) for _ in range(20)]
     nouns = {number: ["dog", "sun"] if number % 2 else ["dog"] for number in range(1, 21)}

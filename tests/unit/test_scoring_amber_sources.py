@@ -83,23 +83,41 @@ def test_spacy_vectors_are_asked_when_named(monkeypatch):
         caption_report(image(["dog"]), ["wolf"], similarity="spacy:en_core_web_lg")
 
 
-def test_nltk_nouns_follow_the_official_steps(monkeypatch, tmp_path):
-    tags = {"Dogs": "NNS", "the": "DT", "boats": "NNS", "sail": "VBP", "sun": "NN"}
-    fake = SimpleNamespace(
-        data=SimpleNamespace(path=[]),
-        word_tokenize=str.split,
-        pos_tag=lambda words: [(word, tags[word]) for word in words],
-    )
-    lemmas = {"boats": "boat"}
-    stem = SimpleNamespace(WordNetLemmatizer=lambda: SimpleNamespace(lemmatize=lambda word: lemmas.get(word, word)))
-    monkeypatch.setitem(sys.modules, "nltk", fake)
-    monkeypatch.setitem(sys.modules, "nltk.stem", stem)
-    rows = [{"id": 1, "response": "Dogs sail the boats sun"}]
-    report = score("amber", rows, references(image(["dog"])), nltk_data=tmp_path)
-    assert report.items[0]["nouns"] == ["boat", "sun"]  # a capitalised plural is not lemmatised and vanishes
-    assert fake.data.path == [str(tmp_path)]
+def nltk_data(folder):
+    """A tagger and a WordNet of a few words in NLTK's layout."""
+    tags = {
+        "Dogs": "NNS",
+        "Boats": "NNS",
+        "sail": "VBP",
+        "the": "DT",
+        "boats": "NNS",
+        "sun": "NN",
+        "men": "NNS",
+        ".": ".",
+    }
+    tagger, wordnet = folder / "taggers" / "averaged_perceptron_tagger_eng", folder / "corpora" / "wordnet"
+    tagger.mkdir(parents=True)
+    wordnet.mkdir(parents=True)
+    for part, content in {"weights": {}, "tagdict": tags, "classes": ["NN"]}.items():
+        (tagger / f"averaged_perceptron_tagger_eng.{part}.json").write_text(json.dumps(content), encoding="utf-8")
+    for kind in ("noun", "verb", "adj", "adv"):
+        (wordnet / f"index.{kind}").write_text(
+            "boat n\nsun n\nman n\ndog n\n" if kind == "noun" else "", encoding="utf-8"
+        )
+        (wordnet / f"{kind}.exc").write_text("men man\n" if kind == "noun" else "", encoding="utf-8")
+    return folder
+
+
+def test_nouns_by_tag_and_wordnet_follow_the_official_steps(tmp_path):
+    rows = [{"id": 1, "response": "Dogs sail. Boats sail the boats.  the sun sail the men."}]
+    report = score("amber", rows, references(image(["dog"])), nltk_data=nltk_data(tmp_path))
+    # A capitalised plural has no lemma and vanishes; so does "dogs" that starts a sentence.
+    assert report.items[0]["nouns"] == ["boat", "sun", "man"]
+    assert not any("word finder" in line for line in report.warnings)
     with pytest.raises(InputError, match="not both"):
         score("amber", rows, references(image(["dog"])), nltk_data=tmp_path, nouns={1: []})
+    with pytest.raises(FileNotFoundError, match="no tagger"):
+        score("amber", rows, references(image(["dog"])), nltk_data=tmp_path / "corpora")
 
 
 def test_the_shipped_noun_finder_reads_plurals_and_leaves_verbs_alone():

@@ -83,6 +83,12 @@ def test_order_of_rows_does_not_matter_and_ids_must_differ():
         score("creative", [predictions[0], predictions[0]])
 
 
+def test_a_reply_of_a_megabyte_is_a_reply():
+    texts = ("very " * 200_000, "*" * 500_000 + "\n1. " + " " * 500_000, "a b c d")
+    report = score("creative", rows(*texts), parse_nouns=True, embedder={"words": {"a": [1.0]}})
+    assert report.metrics["repetition_rate"] > 0.49 and report.metrics["invalid_list_rate"] == 1.0
+
+
 TABLE = {
     "name": "axes",
     "words": {"dog": [1, 0, 0], "moon": [0, 2, 0], "tax": [0, 0, 3], "hound": [5, 0, 0]},

@@ -1,10 +1,10 @@
 """Noun sources for AMBER: which words of a response are nouns, in singular form and in order.
 
 AMBER tags with NLTK, keeps tags that start with NN, and takes the WordNet lemma. That needs language data, so there are
-three sources: a file from outside, NLTK with the user's data, and the default here, which needs nothing. The default is
-**not** the official tagger: it looks for the words AMBER lists and does not decide word classes, except for words that
-are more often something else ("can", "light", "leave"), which count only after a determiner. It reads capitalised words
-too, which the official lemmatiser misses, so a capitalised "Dogs" counts here and not there.
+three sources: a file from outside, the tagger and WordNet in the user's NLTK data, and a default that needs nothing.
+The default is **not** the official tagger: it looks for the words AMBER lists and does not decide word classes, except
+for words that are more often something else ("can", "light", "leave"), which count only after a determiner. It reads
+capitalised plurals too, which the official lemmatiser misses: "Dogs" counts here and not there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from hacl.evaluation.scorers.base import InputError
+from hacl.evaluation.scorers.chair_lemmas import WordNetLemmas
+from hacl.evaluation.scorers.chair_tagger import PerceptronTagger
+from hacl.evaluation.scorers.chair_tokens import sentences, split_sentence
 from hacl.evaluation.scorers.reading import iter_rows
 
 NounSource = Callable[[Any, str, str], Sequence[str]]
 WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+LONG_BLANK = re.compile(r"\s{4,}")
 # Forms of listed words that a caption uses as a verb, modal or adjective at least as often as a noun.
 AMBIGUOUS = frozenset(
     "can drink drinks hot leave leaves light line note pack plug range rock sailing sound sounds spray sprays support "
@@ -105,35 +109,31 @@ def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from iter_rows(source)
 
 
-class NltkNouns:
-    """The official extraction: NLTK word tokens, tags starting with NN, WordNet lemma.
+class TaggedNouns:
+    """The official extraction: word tokens, tags starting with NN, WordNet's noun lemma.
+
+    The tagger's weights and WordNet are read from the folder; the package nltk is not needed. Tokens differ from NLTK's
+    only around abbreviations and initials in capitals.
 
     Args:
-        folder: NLTK data with punkt, the perceptron tagger and WordNet; nothing is downloaded.
+        folder: NLTK data with ``averaged_perceptron_tagger_eng`` and ``wordnet``; nothing is downloaded.
 
     Raises:
-        FileNotFoundError: no such folder.
-        InputError: NLTK is not installed, or the folder lacks one of the three (raised at the first response).
+        FileNotFoundError: no such folder, or one of the two is not in it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"--nltk-data {folder}: no such folder")
-        try:
-            import nltk
-            from nltk.stem import WordNetLemmatizer
-        except ImportError as error:
-            raise InputError("--nltk-data needs the package nltk: pip install nltk, or give --nouns FILE") from error
-        if str(folder) not in nltk.data.path:
-            nltk.data.path.insert(0, str(folder))
-        self.nltk, self.lemmatizer, self.folder = nltk, WordNetLemmatizer(), folder
+        self.tags = PerceptronTagger.from_data(Path(folder)).tags
+        self.lemma = WordNetLemmas.from_data(Path(folder))
 
     def __call__(self, identifier: Any, response: str, where: str) -> list[str]:
-        try:
-            tagged = self.nltk.pos_tag(self.nltk.word_tokenize(response))
-            return [self.lemmatizer.lemmatize(word) for word, tag in tagged if tag.startswith("NN")]
-        except LookupError as error:
-            raise InputError(f"--nltk-data {self.folder} lacks punkt, the tagger or WordNet: {error}") from error
+        # The script tags all sentences of a response in one go. Long blanks would cost the rules quadratic time.
+        text = LONG_BLANK.sub(" \n ", response)
+        tokens = [token for sentence in sentences(text) for token in split_sentence(sentence)]
+        tagged = zip(tokens, self.tags(tokens), strict=True)
+        return [self.lemma(token, "NN") for token, tag in tagged if tag.startswith("NN")]
 
 
 def open_nouns(nouns: Any, nltk_data: Any, vocabulary: Collection[str]) -> tuple[NounSource, str, list[Path]]:
@@ -154,5 +154,5 @@ def open_nouns(nouns: Any, nltk_data: Any, vocabulary: Collection[str]) -> tuple
     if nouns is not None:
         return ListedNouns(nouns), "file", [Path(nouns)] if isinstance(nouns, str | Path) else []
     if nltk_data is not None:
-        return NltkNouns(nltk_data), "nltk", []
+        return TaggedNouns(nltk_data), "nltk", []
     return VocabularyNouns(vocabulary), "vocabulary", []
