@@ -49,7 +49,8 @@ RESULTS = "hacl.evaluation.statistics"
 TORCH_FREE = ["config.py", "hallucinate", "report"]
 TORCH_FREE += [f"data/{name}.py" for name in ("schema", "record_fields", "records", "images")]
 TORCH_FREE += [f"evaluation/{name}.py" for name in ("__init__", "chair", "pope", "reports", "statistics")]
-TORCH_FREE += ["evaluation/scorers"]
+TORCH_FREE += ["evaluation/scorers", "evaluation/judges"]
+TORCH_FREE += [f"chat_api{part}.py" for part in ("", "_cache", "_cost", "_http", "_types")]
 
 # Torch-free to import, but opens weights that the user gives, inside functions.
 LATE_WEIGHTS = ["evaluation/scorers/creative_embedders.py"]
