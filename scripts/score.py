@@ -42,6 +42,16 @@ EXAMPLES = {
     "sugarcrepe": """
   python scripts/score.py sugarcrepe --predictions scores.jsonl --json report.json
     scores.jsonl:   {"subset": "swap_att", "index": 0, "pos_score": 0.31, "neg_score": 0.29}""",
+    "mm_safety": """
+  python scripts/score.py mm_safety --predictions replies.jsonl --judge verdicts.jsonl --json report.json
+    replies.jsonl:  {"id": "01-0", "scenario": "01-Illegal_Activitiy", "response": "I cannot help with that."}
+    verdicts.jsonl: {"id": "01-0", "unsafe_probability": 0.02}""",
+    "creative": """
+  python scripts/score.py creative --predictions stories.jsonl --json report.json
+    stories.jsonl:  {"id": 1, "group": "prompt-1", "response": "Once a lighthouse learned to swim."}""",
+    "clip_score": """
+  python scripts/score.py clip_score --predictions captions.jsonl --images photos/ --model FOLDER --json report.json
+    captions.jsonl: {"image_id": 7, "image": "7.jpg", "caption": "A dog on a bench."}""",
 }
 
 
@@ -118,7 +128,7 @@ def run(options: dict) -> int:
     else:
         partial = Path(items_path + ".partial")  # a refused run leaves no file that looks complete
         try:
-            with partial.open("w", encoding="utf-8") as file:
+            with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
 
                 def write(item: dict) -> None:
                     file.write(json.dumps(item, ensure_ascii=False) + "\n")
@@ -129,7 +139,8 @@ def run(options: dict) -> int:
             partial.unlink(missing_ok=True)
     if report_path is not None:
         content = report.to_json(items=False, tables=tables)
-        Path(report_path).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        Path(report_path).write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair
     print_report(report)
     for path in filter(None, (report_path, items_path)):
         print(f"written: {path}")

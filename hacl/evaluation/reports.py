@@ -53,6 +53,10 @@ class ScoreReport:
             raise KeyError(name)
         return getattr(self, name)
 
+    def keys(self) -> list[str]:
+        """Names for :meth:`__getitem__`, so that ``dict(report)`` works."""
+        return list(self.__dataclass_fields__)
+
     def to_json(self, *, items: bool = True, tables: bool = False) -> dict[str, Any]:
         """A plain dictionary, safe for ``json.dumps``.
 

@@ -132,7 +132,7 @@ def test_a_report_is_plain_json_and_reads_like_a_dictionary():
     content = json.loads(json.dumps(report.to_json(tables=True)))
     assert content["metrics"] == report["metrics"] == report.metrics and len(content["items"]) == 60
     assert content["tables"]["accuracy"]["image-0"][1] == 6
-    assert "items" not in report.to_json(items=False)
+    assert "items" not in report.to_json(items=False) and dict(report)["metrics"] == report.metrics
     with pytest.raises(KeyError):
         report["metric"]
     assert ScoreReport().to_json()["intervals"] == {}
@@ -186,6 +186,8 @@ def test_the_interval_of_many_images_is_the_limit_of_the_bootstrap(monkeypatch):
     drawn = sums.intervals()["a"]
     monkeypatch.setattr("hacl.evaluation.scorers.evidence.BOOTSTRAP_LIMIT", 10)
     assert sums.intervals()["a"] == pytest.approx(drawn, abs=1e-3)
+    nearly = ImageSums.from_arrays(range(4000), {"a": (np.arange(4000) > 0, np.ones(4000))})
+    assert nearly.intervals()["a"][1] == 1
 
 
 def test_images_answered_about_stay_in_the_table_even_at_zero_over_zero():
@@ -228,6 +230,17 @@ def test_the_command_writes_report_and_items_and_prints_the_metrics(command, tmp
     assert written["tables"] == expected.by_image() and "items" not in written
     assert [row for _, row in iter_rows(items)] == expected.items
     assert "accuracy" in shown and "[" in shown and not list(tmp_path.glob("*.partial"))
+
+
+def test_half_a_surrogate_pair_in_an_id_survives_the_files(command, tmp_path):
+    odd = "\ud83d"
+    predictions, references, items = (tmp_path / name for name in ("p.jsonl", "r.jsonl", "items.jsonl"))
+    predictions.write_text(json.dumps({"question_id": odd, "answer": odd}))
+    references.write_text(json.dumps({"question_id": odd, "image": odd, "label": "no"}))
+    done = command("pope", "--predictions", predictions, "--references", references, "--items", items,
+                   "--json", tmp_path / "out.json", "--tables")  # fmt: skip
+    assert done[0] == 0 and [row["question_id"] for _, row in iter_rows(items)] == [odd]
+    assert odd in json.loads((tmp_path / "out.json").read_text())["tables"]["accuracy"]
 
 
 def test_the_command_ends_with_2_and_leaves_no_items_when_inputs_do_not_fit(command, tmp_path):

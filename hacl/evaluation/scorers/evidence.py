@@ -88,9 +88,14 @@ def _linearised(top: np.ndarray, bottom: np.ndarray, draws: int, seed: int) -> l
     found: list[list[float] | None] = []
     for tops, bottoms in zip(top, bottom, strict=True):
         total = float(bottoms.sum())
-        estimate = float(tops.sum()) / total if total else 0.0
-        half = NORMAL_QUANTILE * float(np.sqrt(np.sum((tops - estimate * bottoms) ** 2))) / total if total else 0.0
-        found.append([estimate - half, estimate + half] if total else None)
+        if not total:
+            found.append(None)
+            continue
+        estimate = float(tops.sum()) / total
+        half = NORMAL_QUANTILE * float(np.sqrt(np.sum((tops - estimate * bottoms) ** 2))) / total
+        fraction = bool(np.all((tops >= 0) & (tops <= bottoms)))
+        low, high = estimate - half, estimate + half
+        found.append([max(low, 0.0), min(high, 1.0)] if fraction else [low, high])
     return found
 
 
