@@ -154,6 +154,8 @@ def test_an_embedder_must_be_whole(tmp_path):
         score("creative", lists([]), embedder="word2vec")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         score("creative", lists([]), embedder="open_clip:nowhere")
+    with pytest.raises(ValueError, match="no references"):
+        score("creative", rows("x"), [{"id": 1}])
     with pytest.raises(ValueError, match="noun_count"):
         score("creative", lists([]), noun_count=1)
 

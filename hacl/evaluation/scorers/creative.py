@@ -52,6 +52,8 @@ class CreativeScorer(Scorer):
     def __init__(self, references: Any = None, **options: Any) -> None:
         super().__init__(references, **options)
         settings = self.settings
+        if references is not None:
+            raise ValueError("creative takes no references; name the verdicts with --verdicts")
         if settings["noun_count"] < 2:
             raise ValueError(f"creative: noun_count={settings['noun_count']}; a distance needs two nouns or more")
         self.embedder, self._files = open_embedder(
