@@ -257,8 +257,12 @@ def test_the_command_ends_with_2_and_leaves_no_items_when_inputs_do_not_fit(comm
     assert command("popee", "--predictions", predictions)[0] == 2
 
 
-def test_the_help_of_a_benchmark_shows_its_fields_options_and_an_example(command):
-    status, text, _ = command("pope", "--help")
+@pytest.mark.parametrize("benchmark", scorers.SCORERS)
+def test_the_help_of_a_benchmark_shows_its_fields_options_and_an_example(command, benchmark):
+    status, text, _ = command(benchmark, "--help")
     assert status == 0
-    for word in ("question_id", "--parser official|opera|strict", "example:", "--allow-missing", "--zero-division"):
+    kind = scorers.scorer_class(benchmark)
+    flags = [option.flag for option in kind.options]
+    for word in (*flags, "example:", f"score.py {benchmark} ", "--allow-missing", "--zero-division"):
         assert word in text
+    assert kind.__doc__.splitlines()[0] in text
