@@ -145,6 +145,10 @@ class LogConfig:
     sample_steps: int = setting(0, "steps between generated captions of fixed images; 0 = never")
     sample_count: int = setting(4, "how many fixed images (the first of the validation, else training records)")
     sample_max_new_tokens: int = setting(32, "longest generated sample")
+    diagnostic_steps: int = setting(0, "steps between modality gap and margins of fixed records; 0 = never")
+    diagnostic_count: int = setting(
+        32, "how many fixed records (the first usable ones of the validation, else training)"
+    )
 
 
 @dataclass

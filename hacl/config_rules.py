@@ -69,7 +69,7 @@ NOT_NEGATIVE = {
         "num_hallucinated",
     ),
     "train": ("warmup", "weight_decay", "max_grad_norm", "save_steps", "eval_steps", "num_workers"),
-    "log": ("sample_steps",),
+    "log": ("sample_steps", "diagnostic_steps"),
 }
 AT_LEAST_ONE = {
     "data": ("max_length", "max_records"),
@@ -81,7 +81,7 @@ AT_LEAST_ONE = {
         "gradient_accumulation_steps",
         "save_total_limit",
     ),
-    "log": ("steps", "sample_count", "sample_max_new_tokens"),
+    "log": ("steps", "sample_count", "sample_max_new_tokens", "diagnostic_count"),
 }
 
 

@@ -18,6 +18,7 @@ from hacl.data.records import Record
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.gather import Gather
 from hacl.training import build, caches, callbacks, checks, manifest, runtime
+from hacl.training.diagnostics_callback import StateDiagnostics
 from hacl.training.objective import HaclModel
 from hacl.training.trainer import DataError, HaclTrainer
 
@@ -141,7 +142,7 @@ def build_trainer(config: Config) -> HaclTrainer:
 
 
 def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclModel) -> None:
-    """Add what writes logs and samples."""
+    """Add what writes logs, samples and diagnostics."""
     folder = config.train.output_dir
     watchers: list = [callbacks.JsonLines(folder), callbacks.tensorboard(folder)]
     if config.log.sample_steps:
@@ -156,6 +157,20 @@ def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclMode
                 paused=trainer.paused,
                 every=config.log.sample_steps,
                 new_tokens=config.log.sample_max_new_tokens,
+                folder=folder,
+            )
+        )
+    if config.log.diagnostic_steps:
+        watchers.append(
+            StateDiagnostics(
+                model,
+                inputs.encoder,
+                inputs.eval_records or inputs.records,
+                inputs.image_root,
+                paused=trainer.paused,
+                every=config.log.diagnostic_steps,
+                count=config.log.diagnostic_count,
+                batch_size=config.train.per_device_eval_batch_size,
                 folder=folder,
             )
         )
