@@ -41,6 +41,8 @@ def build_questions(
     per_image: int = 6,
     counts_from: Truth | None = None,
     template: str = QUESTION,
+    partner_of: str = "image",
+    never_absent: Truth | None = None,
 ) -> list[Question]:
     """Balanced questions for every image, half yes and half no.
 
@@ -53,14 +55,19 @@ def build_questions(
         counts_from: the annotations on which frequency and co-occurrence are counted (the training set, whose prior a
             model has learnt); default ``truth`` itself.
         template: with ``{object}`` and optionally ``{article}``.
+        partner_of: what the co-occurrence of an adversarial object is counted with: "image", the sum over all objects
+            present, or "object", each asked object in turn, as the published script does (AoiDragon/POPE@7cf0a02d).
+        never_absent: image id to objects that are not asked about with the answer no, though ``truth`` lacks them.
 
     Raises:
-        ValueError: unknown split, or an odd ``per_image``.
+        ValueError: unknown split or ``partner_of``, or an odd ``per_image``.
     """
     if split not in SPLITS:
         raise ValueError(f"POPE split {split!r}; use one of {', '.join(SPLITS)}")
     if per_image < 2 or per_image % 2:
         raise ValueError(f"per_image={per_image}: use an even number, half of the questions have the answer yes")
+    if partner_of not in ("image", "object"):
+        raise ValueError(f"partner_of={partner_of!r}; use image or object")
     counted = truth if counts_from is None else counts_from
     frequency = Counter(name for objects in counted.values() for name in set(objects))
     together: Counter[tuple[str, str]] = Counter()
@@ -70,7 +77,8 @@ def build_questions(
     questions = []
     for image_id, objects in truth.items():
         present = sorted(set(objects))
-        absent = [name for name in everything if name not in set(objects)]
+        not_absent = set(objects).union((never_absent or {}).get(image_id, ()))
+        absent = [name for name in everything if name not in not_absent]
         # Its own generator per image and label: adding an image or changing the split disturbs no other question.
         draw = random.Random(f"{seed}/{image_id}/yes")
         draw.shuffle(present)
@@ -78,14 +86,27 @@ def build_questions(
         draw.shuffle(absent)
         if split == "popular":
             absent.sort(key=lambda name: -frequency[name])
-        elif split == "adversarial":
+        elif split == "adversarial" and partner_of == "image":
             absent.sort(key=lambda name: -sum(together[name, other] for other in objects))
         half = min(per_image // 2, len(present), len(absent))
+        if split == "adversarial" and partner_of == "object":
+            absent = _partners(present[:half], absent, together)
         for name, label in [(n, "yes") for n in present[:half]] + [(n, "no") for n in absent[:half]]:
             article = "an" if name[0] in "aeiou" else "a"
             text = template.format(object=name, article=article)
             questions.append(Question(f"{image_id}/{name}", image_id, name, text, label))
     return questions
+
+
+def _partners(asked: Sequence[str], absent: Sequence[str], together: Mapping[tuple[str, str], int]) -> list[str]:
+    """For each asked object the absent one that occurs most often with it; the first of ``absent`` where none does."""
+    left = list(absent)
+    partners = []
+    for name in asked:
+        partner = max(left, key=lambda other, name=name: together.get((name, other), 0))
+        left.remove(partner)
+        partners.append(partner)
+    return partners
 
 
 def distinct_questions(splits: Mapping[str, Sequence[Question]]) -> list[Question]:

@@ -11,6 +11,7 @@ equal length image by image; group ``length_matched``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from hacl.evaluation.scorers.chair_truth import load_truth
 from hacl.evaluation.scorers.reading import Place, is_path, iter_rows, require
 
 RATIOS = ("CHAIRs", "CHAIRi", "Recall", "Precision")
-SUMMED = (*RATIOS, "Len")
+SUMMED = (*RATIOS, "F1", "Len")
 
 
 class _Sums:
@@ -88,10 +89,10 @@ class ChairScorer(Scorer):
             raise ValueError("chair: cut captions need new tags, so --max-words and --match do not go with --tags")
         self.extractor, self.notes = make_extractor(self.dialect, settings["nltk_data"])
         self.truth = load_truth(references, self.extractor, self.dialect)
-        if self.tags is not None and not self.truth.paths and self.truth.dialect is None:
-            self.notes = []
+        if self.tags is not None:
+            # Predictions bring their tags; what the extractor guesses matters for reference captions alone.
+            self.notes = [f"reference captions: {note}" for note in self.notes] if self.truth.captions else []
         self.match = _lengths(settings["match"]) if settings["match"] is not None else {}
-        self._tag_rows = iter_rows(self.tags, "tags row") if self.tags is not None else None
         self._reset()
 
     def _reset(self) -> None:
@@ -102,6 +103,15 @@ class ChairScorer(Scorer):
         )
         self.seen: dict[str, int] = {}
         self.first_index: int | None = None
+        self._tag_rows = iter_rows(self.tags, "tags row") if self.tags is not None else None
+
+    def again(self) -> ChairScorer | None:
+        sources = (self.settings["tags"], self.settings["match"])
+        if any(source is not None and not is_path(source) for source in sources):
+            return None
+        other = copy.copy(self)
+        other._reset()
+        return other
 
     def input_files(self) -> list[Path]:
         options = (self.settings[name] for name in ("tags", "match"))
@@ -146,6 +156,7 @@ class ChairScorer(Scorer):
             ("CHAIRi", wrong, len(mentions.objects)),
             ("Recall", right, len(objects)),
             ("Precision", right, len(named)),
+            ("F1", 2 * right, len(named) + len(objects)),
             ("Len", mentions.length, 1),
         ):
             sums.add(metric, top, bottom)

@@ -8,16 +8,16 @@ data. Without the captions half scores come out too high (Rohrbach et al., 2018,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hacl.data.json_stream import iter_json_members
+from hacl.data.json_stream import first_character, iter_json_members
 from hacl.evaluation.scorers.base import InputError
 from hacl.evaluation.scorers.chair_extract import Extractor
 from hacl.evaluation.scorers.chair_words import HEADS, OBJECT_OF, closest_head
-from hacl.evaluation.scorers.reading import as_paths, load_json
+from hacl.evaluation.scorers.reading import as_paths, iter_rows, load_json
 
 FORMAT = "hacl-chair-truth"
 SPLITS, YEARS = ("train", "val"), (2014, 2017)
@@ -33,12 +33,14 @@ class ChairTruth:
         paths: files it was read from.
         dialect: the dialect that read the reference captions; None where the source does not say.
         warnings: what a reader of the scores should know.
+        captions: reference captions read here (0 from a cache).
     """
 
     objects: dict[str, frozenset[str]]
     paths: list[Path] = field(default_factory=list)
     dialect: str | None = None
     warnings: list[str] = field(default_factory=list)
+    captions: int = 0
 
     def to_json(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """The object cache; ``source`` says what it was made from."""
@@ -52,6 +54,7 @@ class TruthBuilder:
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
         self.found: dict[str, set[str]] = {}
+        self.captions = 0
 
     def add_image(self, image_id: object) -> set[str]:
         """An image that is known, even if nothing is in it."""
@@ -71,6 +74,7 @@ class TruthBuilder:
 
     def add_caption(self, image_id: object, caption: str) -> None:
         """A reference caption."""
+        self.captions += 1
         self.add_image(image_id).update(self.extractor.mentions(caption).objects)
 
     def finish(self, dialect: str, paths: list[Path]) -> ChairTruth:
@@ -81,7 +85,7 @@ class TruthBuilder:
             key = frozenset(names)
             objects[image_id] = shared.setdefault(key, key)
         self.found = {}
-        return ChairTruth(objects, paths, dialect)
+        return ChairTruth(objects, paths, dialect, captions=self.captions)
 
 
 def load_truth(references: Any, extractor: Extractor, dialect: str) -> ChairTruth:
@@ -89,8 +93,8 @@ def load_truth(references: Any, extractor: Extractor, dialect: str) -> ChairTrut
 
     Args:
         references: a folder with ``instances_{train,val}2014.json`` and ``captions_{train,val}2014.json`` (2017 works
-            too, a split may be left out), paths of such files, an object cache, or the content of any of these: a
-            mapping from file name to content, a cache, or image id to objects.
+            too, a split may be left out), paths of such files, an object cache, rows (:func:`add_row`), or the content
+            of any of these: a mapping from file name to content, a cache, image id to objects, a list of rows.
 
     Raises:
         FileNotFoundError: a file is missing, or a split has segmentation but no captions.
@@ -98,6 +102,8 @@ def load_truth(references: Any, extractor: Extractor, dialect: str) -> ChairTrut
     """
     paths = as_paths(references)
     if not paths:
+        if isinstance(references, list | tuple) and references:
+            return _from_rows(references, extractor, dialect, [])
         if not isinstance(references, Mapping):
             raise InputError(f"chair references: {type(references).__name__}; give a folder, a file or a mapping")
         if any(_kind(str(name)) for name in references):
@@ -107,6 +113,8 @@ def load_truth(references: Any, extractor: Extractor, dialect: str) -> ChairTrut
     if len(paths) == 1 and paths[0].is_dir():
         paths = _annotation_files(paths[0])
     if len(paths) == 1 and not _kind(paths[0].name):
+        if _holds_rows(paths[0]):
+            return _from_rows(paths[0], extractor, dialect, paths)
         return _from_cache(load_json(paths[0]), dialect, paths[0], paths)
     return _from_annotations([(str(path), _file_members(path)) for path in paths], extractor, dialect, paths)
 
@@ -192,6 +200,59 @@ def _from_annotations(
     return builder.finish(dialect, paths)
 
 
+def add_row(builder: TruthBuilder, row: Mapping[str, Any], where: object, id_key: str | None = None) -> bool:
+    """Objects of one image from a row like those of coco-mini or of this project's records.
+
+    The row names the image by ``id_key`` (default: coco_id, image_id, or the file name) and has ``instances`` or
+    ``objects`` (names, or name -> count) and ``captions``. Where both of the first are null, ``chair_objects`` counts;
+    without that the image is left out, since "not annotated" is not "no objects".
+
+    Returns:
+        whether the image is annotated.
+
+    Raises:
+        InputError: no id, or a field of another kind.
+    """
+    keys = (id_key,) if id_key else ("coco_id", "image_id", "file_name", "image")
+    image_id = next((row[key] for key in keys if isinstance(row.get(key), int | str)), None)
+    if image_id is None:
+        raise InputError(f"{where}: no {' or '.join(map(repr, keys))}; each row names one image")
+    captions = row.get("captions") or ()
+    listed = next((row[key] for key in ("instances", "objects") if row.get(key) is not None), None)
+    if listed is None:
+        listed, captions = row.get("chair_objects"), ()
+    if listed is None:
+        return False
+    if not isinstance(listed, list | Mapping) or not all(isinstance(name, str) for name in (*listed, *captions)):
+        raise InputError(f"{where}: objects and captions must be texts")
+    builder.add_image(image_id)
+    for name in listed:
+        # A count of zero says that the object was looked for and is not there.
+        if not isinstance(listed, Mapping) or listed[name]:
+            builder.add_category(image_id, name, where)
+    for caption in captions:
+        builder.add_caption(image_id, caption)
+    return True
+
+
+def _holds_rows(path: Path) -> bool:
+    """Whether a file is JSONL or a JSON list, not one object."""
+    return first_character(path) == "[" or path.suffix == ".jsonl"
+
+
+def _from_rows(
+    source: Path | Sequence[Mapping[str, Any]], extractor: Extractor, dialect: str, paths: list[Path]
+) -> ChairTruth:
+    builder = TruthBuilder(extractor)
+    left_out = sum(not add_row(builder, row, where) for where, row in iter_rows(source, "references row"))
+    if not builder.found:
+        raise InputError(f"{source}: no annotated image; rows need instances or objects")
+    truth = builder.finish(dialect, paths)
+    if left_out:
+        truth.warnings.append(f"{left_out} images of the references have no annotation and cannot be scored")
+    return truth
+
+
 def _from_cache(content: Any, dialect: str, where: object, paths: list[Path]) -> ChairTruth:
     """A cache as data_prep/make_chair_truth.py writes it, or a plain object image id -> objects."""
     if not isinstance(content, Mapping):
@@ -205,6 +266,7 @@ def _from_cache(content: Any, dialect: str, where: object, paths: list[Path]) ->
                 f"pass --dialect {made_for}, or make a cache with data_prep/make_chair_truth.py --dialect {dialect}"
             )
     else:
+        objects = content.get("objects", content)
         warnings.append(f"{where} does not say by which dialect its reference captions were read")
     if not isinstance(objects, Mapping) or not objects:
         raise InputError(f"{where}: no images; an object cache maps image ids to lists of objects")
