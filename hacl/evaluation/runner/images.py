@@ -53,7 +53,10 @@ def chair_plan(place: Place, limit: int | None = None) -> Plan:
         return Plan("chair", [part], [path, vocabulary], meta)
     if truth.is_file():
         return Plan("chair", [Part("", chosen, "chair", truth)], [path, truth], meta)
-    return Plan("chair", [Part("", chosen, "chair", path)], [path], meta)
+    raise FileNotFoundError(
+        f"{place.folder}: neither {TRUTH} (data_prep/make_chair_truth.py writes it) nor {VOCABULARY} (word -> object, "
+        "for records with their own objects) is there; CHAIR needs one of them beside the images to caption"
+    )
 
 
 def coco_list(image_ids: list[int], count: int = COCO_COUNT) -> list[int]:

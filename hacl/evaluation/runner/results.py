@@ -16,7 +16,7 @@ from hacl.evaluation.reports import ScoreReport
 from hacl.evaluation.runner.plan import Item, Part, Plan, item_request
 from hacl.evaluation.runner.prompts import Prompt
 from hacl.evaluation.runner.store import write_json, write_lines
-from hacl.evaluation.scorers import score_to
+from hacl.evaluation.scorers import score
 
 Answers = Mapping[str, Mapping[str, Any]]
 Run = Mapping[str, Any]
@@ -98,16 +98,23 @@ def request_of(item: Item, prompt: Prompt, limits: Mapping[str, int]):
 def score_rows(
     scorer: str, path: Path, references: Any, items: Path, options: Mapping[str, Any], allow_missing: bool
 ) -> ScoreReport:
-    """Score a predictions file, the items going straight to their own file."""
-    found: list[dict[str, Any]] = []
-    report = score_to(found.append, scorer, path, references, allow_missing=allow_missing, **options)
-    write_lines(items, found)
+    """Score a predictions file; the items also go to a file of their own."""
+    report = score(scorer, path, references, allow_missing=allow_missing, **options)
+    write_lines(items, report.items)
     return report
 
 
 def save_report(path: Path, report: ScoreReport, run: Run) -> None:
-    """The report with its evidence by image, and how the replies were made."""
-    write_json(path, {**report.to_json(items=False, tables=True), "run": dict(run)})
+    """The report with its items, its evidence by image, and how the replies were made."""
+    config = run["config"]
+    report.meta |= {
+        "prompt": config["prompt"]["id"],
+        "prompt_version": config["prompt"]["version"],
+        "decoding": config["decoding"],
+        "model": run["model"]["path"],
+        "model_fingerprint": run["model"]["fingerprint"],
+    }
+    write_json(path, {**report.to_json(tables=True), "run": dict(run)})
 
 
 def _own_words(part: Part, rows: Sequence[Mapping[str, Any]]) -> ScoreReport:
