@@ -44,7 +44,7 @@ def probe_folds(
 
 def folds_auc(folds: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> float | None:
     """Mean AUC over held-out folds; one AUC of all held-out scores would compare folds of different scale."""
-    return _weighted_auc(folds, labels, np.ones(len(labels)))
+    return float(_weighted_auc(folds, labels, np.ones((1, len(labels))))[0]) if folds else None
 
 
 def probe_auc(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, folds: int = 5, seed: int = 0) -> float | None:
@@ -69,24 +69,31 @@ def probe_interval(
         return None
     rng = np.random.default_rng(seed)
     names, owner = np.unique(groups, return_inverse=True)
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, owner]
+    found = _weighted_auc(folds, labels, weights)
+    found = found[np.isfinite(found)]
+    return tuple(np.percentile(found, [2.5, 97.5]).tolist()) if len(found) else None
+
+
+def _weighted_auc(folds, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over folds of the AUC with row weights, for each draw. weights: [draws, N] -> [draws], NaN where undefined.
+
+    A draw without both labels in a fold leaves that fold out.
+    """
     found = []
-    for _ in range(draws):
-        weights = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[owner]
-        value = _weighted_auc(folds, labels, weights)
-        if value is not None:
-            found.append(value)
-    return tuple(np.percentile(found, [2.5, 97.5]).tolist()) if found else None
-
-
-def _weighted_auc(folds, labels: np.ndarray, weights: np.ndarray) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
-    scores = []
-    for rows, values in folds:
-        kept = weights[rows] > 0
-        if len(set(labels[rows][kept].tolist())) == 2:
-            scores.append(roc_auc_score(labels[rows][kept], values[kept], sample_weight=weights[rows][kept]))
-    return float(np.mean(scores)) if scores else None
+    for rows, scores in folds:
+        order = np.argsort(scores, kind="stable")
+        _, starts = np.unique(scores[order], return_index=True)  # ties count half
+        drawn, positive = weights[:, rows[order]].astype(float), labels[rows[order]] > 0
+        above = np.add.reduceat(drawn * positive, starts, axis=1)
+        below = np.add.reduceat(drawn * ~positive, starts, axis=1)
+        wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
+        pairs = above.sum(axis=1) * below.sum(axis=1)
+        found.append(np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
+    table = np.array(found)
+    usable = np.isfinite(table)
+    counts = usable.sum(axis=0)
+    return np.where(counts > 0, np.where(usable, table, 0).sum(axis=0) / np.maximum(counts, 1), np.nan)
 
 
 def other_label_share(
