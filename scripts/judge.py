@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -109,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from hacl.chat_api import ChatError
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers interrupt this way
     try:
         return run(options)
     except ChatError as error:
@@ -120,6 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\njudge: interrupted; replies so far are kept, run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(options: argparse.Namespace) -> int:

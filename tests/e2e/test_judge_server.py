@@ -103,11 +103,11 @@ def stopped_and_started_again(folder, server, sign, after, *arguments, model="sm
     first = judge(folder, server, *arguments, model=model)
     while kept(folder) < after and first.poll() is None:
         time.sleep(0.01)
-    first.send_signal(sign)
+    first.send_signal(sign)  # SIGINT would be ignored below a background job of a shell
     _, errors = first.communicate()
     between = kept(folder)
     assert not (folder / "reviews.jsonl").exists()
-    assert first.returncode == (130 if sign == signal.SIGINT else -sign), errors
+    assert first.returncode == (-sign if sign == signal.SIGKILL else 130), errors
     second = judge(folder, server, *arguments, model=model)
     output, errors = second.communicate()
     assert second.returncode == 0, errors
@@ -118,7 +118,7 @@ def reviews(folder):
     return [json.loads(line) for line in (folder / "reviews.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=["interrupt", "kill"])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL], ids=["interrupt", "kill"])
 def test_nothing_is_lost_and_nothing_is_asked_twice_over_faults_and_a_restart(tmp_path, sign):
     rows = predictions(tmp_path, 24)
     faults = Faults(fake, delay=1.5)
@@ -130,18 +130,18 @@ def test_nothing_is_lost_and_nothing_is_asked_twice_over_faults_and_a_restart(tm
     assert [(row["index"], row["rating"]) for row in reviews(tmp_path)] == [(i, i % 7) for i in range(len(rows))]
     assert len(faults.reached) == kept(tmp_path) == 24 + 6
     in_flight = sum(faults.reached.values()) - len(faults.reached)
-    assert in_flight == 0 if sign == signal.SIGINT else in_flight <= 4, "more than what a kill caught on its way"
+    assert in_flight <= (4 if sign == signal.SIGKILL else 0), "only a kill may lose what is on its way"
     assert "24 of 24 verdicts read (parse rate 1.000; 18 at the first asking)" in output
 
 
 @pytest.mark.skipif(None in REAL.values(), reason="set HACL_JUDGE_URL and HACL_JUDGE_MODEL to a server that runs")
 def test_a_real_server_behind_the_same_faults(tmp_path):
-    rows = predictions(tmp_path, 12)
+    rows = predictions(tmp_path, 8)
     faults = Faults(forwarded, delay=121)
-    options = ("--concurrency", "4", "--timeout", "120", "--max-tokens", "16")
+    options = ("--concurrency", "2", "--timeout", "120", "--max-tokens", "12")
     with ChatServer(faults) as server:
         started = time.monotonic()
-        between, output = stopped_and_started_again(tmp_path, server, signal.SIGINT, 4, *options, model=REAL["MODEL"])
+        between, output = stopped_and_started_again(tmp_path, server, signal.SIGTERM, 3, *options, model=REAL["MODEL"])
         took = time.monotonic() - started
     assert [row["index"] for row in reviews(tmp_path)] == [row["index"] for row in rows]
     assert set(faults.reached.values()) == {1} and len(faults.reached) == kept(tmp_path)
