@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from hacl.data.records import Record
 from hacl.hallucinate.cooccurrence import Cooccurrence
 from hacl.hallucinate.english import Word, words_of
 from hacl.hallucinate.lexicon import Lexicon, Mention
+
+if TYPE_CHECKING:
+    from hacl.hallucinate.phrase_bank import PhraseBank
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class ImageContext:
     index: int
     lexicon: Lexicon
     cooccurrence: Cooccurrence | None = None
+    bank: PhraseBank | None = None
 
     @property
     def text(self) -> str:

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.edits_words import make
-from hacl.hallucinate.english import Replacement, article, is_finite_singular, plural
+from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, article, is_finite_singular, plural
 from hacl.hallucinate.lexicon import Mention, ObjectKind
 from hacl.hallucinate.noun_phrases import MANY_PEOPLE, PERSONAL_PRONOUNS, NounPhrase, ends_at, is_head, noun_phrase
 
 _GENDERED = PERSONAL_PRONOUNS - {"it", "its", "itself"} | frozenset(
     "beard bearded mustache dress bikini skirt bride groom wife husband bra makeup blouse shirtless".split()
+)
+_MIXED = frozenset(
+    "people person group crowd couple family friends team kids children kid child adult adults others everyone someone "
+    "players teenagers baby spectators audience".split()
 )
 _AGES = frozenset("young old elderly older younger adult baby male female".split())
 _JOINABLE = frozenset(("", "with", "has", "have", "holding", "including", "near", "to", "beside", "by"))
@@ -66,13 +70,18 @@ def _word_swaps(context: ImageContext, phrase: NounPhrase) -> Iterator[Candidate
     own = {word.text for word in context.words}
     count = context.count(mention.kind.name)
     many = count is not None and count > 1 or count is None and bool(context.said & MANY_PEOPLE)
-    if many or own & _GENDERED or mention.plural:
+    if own & _GENDERED:
         return
+    if many or mention.plural:  # of several people all must be known to be alike
+        if context.bank is None or context.said & _MIXED or len(context.record.captions) < 3:
+            return
     agreeing = sum(bool(lexicon.same(mention.word) & said) for said in context.others_said)
     if len(context.record.captions) > 2 and agreeing < 2:
         return
     for new in lexicon.word_swaps[mention.word]:
-        yield _swap(context, mention, new, claims=frozenset({new}), weight=0.3)
+        start, end = context.words[mention.first].start, context.words[mention.stop - 1].end
+        text = plural(new) if mention.plural else new
+        yield make(context, "attribute", [Replacement(start, end, text)], text, claims=frozenset({new}), weight=0.3)
 
 
 def _word(kind: ObjectKind, draw: random.Random) -> str:
@@ -86,7 +95,8 @@ def insertion_edits(context: ImageContext, draw: random.Random) -> Iterator[Cand
     """An absent object that suits the image, beside one that is there, or at the end."""
     lexicon = context.lexicon
     names = [name for name, kind in lexicon.objects.items() if kind.countable and name not in context.present]
-    weights = {name: context.suits(name) for name in names if context.scene_share(name) >= _LEAST_SHARE}
+    least = _LEAST_SHARE if context.bank is None else _LEAST_SHARE / 2
+    weights = {name: context.suits(name) for name in names if context.scene_share(name) >= least}
     few_words = len(context.words) < 10
     for at, holder in _places(context):
         for name in _draw_some(weights, 4, draw):
@@ -103,7 +113,24 @@ def insertion_edits(context: ImageContext, draw: random.Random) -> Iterator[Cand
             else:
                 continue
             edit = Replacement(at, at, " " + pattern.format(np=np))
-            yield make(context, "insertion", [edit], edit.text, adds=lexicon.names_of(word), weight=weights[name])
+            added = {"adds": lexicon.names_of(word), "weight": weights[name]}
+            yield make(context, "insertion", [edit], edit.text, **added)
+            for dropped in _droppable(context, at):
+                yield make(context, "insertion", [edit, dropped], edit.text, **added)
+
+
+def _droppable(context: ImageContext, at: int) -> Iterator[Replacement]:
+    """Adjectives that may go, so that what is added does not make a caption longer than true ones."""
+    if context.bank is None:
+        return
+    words, text = context.words, context.text
+    for i in range(len(words) - 1):
+        between = text[words[i].end : words[i + 1].start]
+        if words[i].text not in context.lexicon.adjectives or between != " " or words[i + 1].end > at or i == 0:
+            continue
+        if words[i - 1].text in DETERMINERS and words[i + 1].text not in FUNCTION_WORDS:
+            kept = text[words[i + 1].start : words[i + 1].end]
+            yield Replacement(words[i].start, words[i + 1].end, kept)
 
 
 def _goes_with(kind: ObjectKind, holder: ObjectKind) -> bool:
@@ -132,6 +159,8 @@ def _places(context: ImageContext) -> Iterator[tuple[int, ObjectKind | None]]:
             yield words[mention.stop - 1].end, mention.kind
     last = context.mentions[-1] if context.mentions else None
     named = last is not None and last.stop == len(words)
+    if context.bank is not None:
+        named = named or words[-1].text in context.bank.nouns
     if text[words[-1].end :].strip() in ("", ".") and (named or words[-1].text in context.lexicon.end_nouns):
         yield words[-1].end, None
 

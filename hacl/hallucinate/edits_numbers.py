@@ -115,7 +115,7 @@ def _singles(context: ImageContext) -> Iterator[Candidate]:
             and mention.kind.name not in context.annotated
         ):
             continue
-        fixes = _plural_fixes(context, phrase)
+        fixes = plural_fixes(context, phrase)
         if fixes is None or (mention.kind.group == "person" and context.said & MANY_PEOPLE):
             continue
         start, end = words[mention.first].start, words[mention.stop - 1].end
@@ -133,7 +133,7 @@ def _singles(context: ImageContext) -> Iterator[Candidate]:
             )
 
 
-def _plural_fixes(context: ImageContext, phrase: NounPhrase) -> list[Replacement] | None:
+def plural_fixes(context: ImageContext, phrase: NounPhrase) -> list[Replacement] | None:
     """What else must change when the noun becomes plural; None where that cannot be told."""
     words, stop = context.words, phrase.mention.stop
     after = words[stop:]

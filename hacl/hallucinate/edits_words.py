@@ -48,6 +48,18 @@ def attribute_edits(context: ImageContext, draw: random.Random) -> Iterator[Cand
             if head and word.text in values.words and _applies(context, values, head):
                 yield from _attribute(context, values, at)
                 break
+        else:
+            if head and context.bank is not None:
+                yield from _attested_values(context, at)
+
+
+def _attested_values(context: ImageContext, at: int) -> Iterator[Candidate]:
+    """Values of the same attributes that the collection has before the next word."""
+    for values in context.lexicon.attributes:
+        if values.nouns is not None and context.words[at].text in values.words:
+            for candidate in _attribute(context, values, at):
+                if (candidate.phrase, context.words[at + 1].text) in context.bank.bigrams:
+                    yield candidate
 
 
 def _is_plain_adjective(context: ImageContext, at: int) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from hacl.data.records import HallucinatedCaption, Record
 from hacl.hallucinate.backends.base import Backend, BackendOption
+from hacl.hallucinate.balance import Balance
+from hacl.hallucinate.select import CANDIDATES, Balanced
 from hacl.hallucinate.survey import Survey
 
 BACKENDS = {
@@ -43,12 +45,20 @@ def backend_options(name: str) -> tuple[BackendOption, ...]:
 
 
 def make_hallucinator(
-    name: str, *, seed: int = 0, types: Sequence[str] | None = None, survey: Survey | None = None, **options: Any
+    name: str,
+    *,
+    seed: int = 0,
+    types: Sequence[str] | None = None,
+    survey: Survey | None = None,
+    balance: Balance | None = None,
+    candidates: int = CANDIDATES,
+    **options: Any,
 ) -> Backend:
     """The generator called `name`.
 
-    survey: the first pass over the input, which makes absent objects and words plausible; options: of that backend.
-    Raises ValueError for an unknown name or option.
+    survey: the first pass over the input, which makes absent objects and words plausible; balance: of `fit_balance`,
+    with which as many `candidates` are made and k of them chosen; options: of that backend. Raises ValueError for an
+    unknown name or option.
     """
     made = backend_class(name)
     known = {option.name for option in made.options}
@@ -56,4 +66,5 @@ def make_hallucinator(
         raise ValueError(
             f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known)) or 'none'}"
         )
-    return made(seed=seed, types=types, survey=survey, **options)
+    backend = made(seed=seed, types=types, survey=survey, **options)
+    return backend if balance is None else Balanced(backend, balance, candidates, seed)

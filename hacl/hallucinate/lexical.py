@@ -12,15 +12,28 @@ from hacl.data.records import HallucinatedCaption, Record
 from hacl.hallucinate.backends.base import BackendOption, Item, caption_of, checked_types
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.cooccurrence import Cooccurrence
+from hacl.hallucinate.edits_counts import count_edits
+from hacl.hallucinate.edits_exchange import exchange_edits
 from hacl.hallucinate.edits_nouns import insertion_edits, object_edits
 from hacl.hallucinate.edits_numbers import number_edits
+from hacl.hallucinate.edits_transplant import transplant_edits
 from hacl.hallucinate.edits_words import attribute_edits, phrase_edits
 from hacl.hallucinate.filters import DEFAULT_FILTERS, Filter, first_reason
 from hacl.hallucinate.lexicon import Lexicon
+from hacl.hallucinate.phrase_bank import phrase_bank
 from hacl.hallucinate.survey import Survey
 from hacl.hallucinate.vocabulary import default_lexicon
 
-_EDITS = (object_edits, insertion_edits, number_edits, attribute_edits, phrase_edits)
+_EDITS = (
+    object_edits,
+    insertion_edits,
+    number_edits,
+    attribute_edits,
+    phrase_edits,
+    exchange_edits,
+    transplant_edits,
+    count_edits,
+)
 # Types with fewer places in captions are drawn more readily, so that no type swamps the others.
 _TYPE_WEIGHTS = {"number": 3.0, "attribute": 3.0, "action": 2.5, "relation": 2.0, "object": 1.5, "insertion": 0.4}
 
@@ -51,6 +64,7 @@ class LexicalHallucinator:
         self.seed = seed
         self.types = checked_types(types)
         self.cooccurrence = survey.cooccurrence if cooccurrence is None and survey is not None else cooccurrence
+        self.bank = None if survey is None else phrase_bank(survey.sampled(), self.lexicon)
         self.filters = filters
         self.rejections: Counter[str] = Counter()
 
@@ -68,7 +82,7 @@ class LexicalHallucinator:
         """
         caption_of((record, caption_index))
         draw = random.Random(f"{self.seed}/{record.id}/{caption_index}")
-        context = ImageContext(record, caption_index, self.lexicon, self.cooccurrence)
+        context = ImageContext(record, caption_index, self.lexicon, self.cooccurrence, self.bank)
         by_type: dict[str, list[Candidate]] = {}
         for candidate in self._accepted(context, draw):
             by_type.setdefault(candidate.type, []).append(candidate)

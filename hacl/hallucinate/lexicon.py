@@ -88,7 +88,10 @@ class Lexicon:
     soon after a noun -> names that may do or be that; adjectives: words allowed between determiner and noun;
     followers: words allowed after a noun that may be exchanged; alike: sets of words of which one makes the others
     true; insertions: group (or "default") -> phrases with {np} for the end of a
-    caption; end_nouns: nouns a caption may end in for that.
+    caption; end_nouns: nouns a caption may end in for that; noun_groups: (type, singular nouns of which at most one
+    fits a place); prepositions: preposition -> what it may become; verb_groups: verbs of one frame and form;
+    third_persons: "sitting" -> "sits"; modifiers: (words of which one says what kind of thing a noun is, nouns that all
+    of them fit).
     """
 
     objects: Mapping[str, ObjectKind]
@@ -107,6 +110,40 @@ class Lexicon:
     alike: Sequence[frozenset[str]] = ()
     insertions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     end_nouns: frozenset[str] = frozenset()
+    noun_groups: Sequence[tuple[str, tuple[str, ...]]] = ()
+    prepositions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    verb_groups: Sequence[tuple[str, ...]] = ()
+    third_persons: Mapping[str, str] = field(default_factory=dict)
+    modifiers: Sequence[tuple[tuple[str, ...], frozenset[str]]] = ()
+
+    @cached_property
+    def _groups(self) -> dict[str, list[tuple[str, tuple[str, ...], bool]]]:
+        table: dict[str, list[tuple[str, tuple[str, ...], bool]]] = {}
+        for kind, group in self.noun_groups:
+            for word in group:
+                table.setdefault(word, []).append((kind, group, False))
+                if plural(word) != word:
+                    table.setdefault(plural(word), []).append((kind, group, True))
+        return table
+
+    @cached_property
+    def _classes(self) -> dict[str, tuple[str, ...]]:
+        table: dict[str, set[str]] = {}
+        for word, entries in self._groups.items():
+            table.setdefault(word, set()).update(
+                f"#{self.noun_groups.index((kind, group))}" for kind, group, _ in entries
+            )
+        for key, named in self._names.items():
+            table.setdefault(" ".join(key), set()).update(f"#{kind.group}" for kind, _, _ in named)
+        return {word: tuple(sorted(classes)) for word, classes in table.items()}
+
+    def classes_of(self, noun: str) -> tuple[str, ...]:
+        """Names of the classes a noun (any number) belongs to: its groups and those of its kind."""
+        return self._classes.get(noun, ())
+
+    def groups_of(self, word: str) -> list[tuple[str, tuple[str, ...], bool]]:
+        """(type, group, plural?) of each noun group that has the word."""
+        return self._groups.get(word, [])
 
     @cached_property
     def _names(self) -> dict[tuple[str, ...], list[tuple[ObjectKind, str, bool]]]:

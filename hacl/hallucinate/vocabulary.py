@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from hacl.hallucinate.lexicon import AttributeSet, Lexicon
+from hacl.hallucinate.vocabulary_exchanges import alike_words, modifiers, noun_groups, prepositions, verb_groups
 from hacl.hallucinate.vocabulary_objects import hypernyms, object_kinds, scenes, settings
-from hacl.hallucinate.vocabulary_phrases import PATHS, phrase_rules
+from hacl.hallucinate.vocabulary_phrases import PATHS, phrase_rules, third_persons
 
 
 def _set(text: str) -> frozenset[str]:
@@ -33,6 +34,13 @@ _WARES = _set(
 _MATERIAL_NOUNS = _set("table bench chair fence floor door desk box cabinet shelf stool bridge dresser bowl tray pole")
 
 
+_UNCOLOURED = _set(
+    "person people man woman boy girl child kid lady guy men women couple hair beard wine pepper onion rice bread meat "
+    "light photo photograph picture image eye skin juice tea bean cabbage apple field grass sky water lake river bean "
+    "leaf food egg sauce board cheese sugar"
+)
+
+
 def _opposites(text: str) -> dict[str, tuple[str, ...]]:
     """ "big=small,tiny; ..." -> value -> values."""
     pairs = (item.split("=") for item in text.split(";") if item.strip())
@@ -56,6 +64,13 @@ def _attributes() -> tuple[AttributeSet, ...]:
         colour("green brown yellow", _set("grass field leaf bush pasture")),
         colour("blue grey", _set("sky")),
         colour("blue green brown", _set("water lake river pond")),
+        AttributeSet(
+            "colour",
+            tuple("red blue green yellow black white pink purple orange brown grey".split()),
+            _ALIKE_COLOURS,
+            None,
+            _UNCOLOURED | _ANIMALS | _CLOTHES | _WARES,
+        ),
         _state(
             "size",
             "big=small; large=small; huge=tiny,small; giant=tiny,small; small=large,big; tiny=large,huge; "
@@ -193,9 +208,14 @@ def default_lexicon() -> Lexicon:
         agents=_agents(),
         adjectives=_ADJECTIVES,
         followers=_FOLLOWERS,
-        alike=_ALIKE,
+        alike=(*_ALIKE, *alike_words()),
         insertions=_INSERTIONS,
         end_nouns=_END_NOUNS,
+        noun_groups=noun_groups(object_kinds().values()),
+        prepositions=prepositions(),
+        verb_groups=verb_groups(third_persons()),
+        third_persons=third_persons(),
+        modifiers=modifiers(),
     )
 
 

@@ -233,6 +233,11 @@ attribute | double decker | single decker | bus |
 """
 
 
+def third_persons() -> dict[str, str]:
+    """ "sitting" -> "sits"."""
+    return dict(_VERBS.values())
+
+
 def phrase_rules() -> tuple[PhraseRule, ...]:
     """Every rule, verbs in both finite and -ing form, longest phrase first."""
     rules = [_phrase_rule(line) for line in _lines(_PHRASES)]

@@ -154,13 +154,13 @@ def test_a_verb_keeps_an_object_it_can_have():
 
 def test_a_man_becomes_a_woman_only_where_that_is_surely_false():
     captions = ("A man at a table.", "A man sits there.", "A person and a plate.")
-    assert "A woman at a table." in texts(record(*captions, objects={"person": 1}), "object")
-    assert not any("woman" in t for t in texts(record(*captions, objects={"person": 2}), "object"))
-    assert not any("woman" in t for t in texts(record(*captions, "people eat"), "object"))
+    assert "A woman at a table." in texts(record(*captions, objects={"person": 1}), "attribute")
+    assert not any("woman" in t for t in texts(record(*captions, objects={"person": 2}), "attribute"))
+    assert not any("woman" in t for t in texts(record(*captions, "people eat"), "attribute"))
     alone = ("A man at a table.", "A person sits there.", "A person and a plate.")
-    assert not any("woman" in t for t in texts(record(*alone, objects={"person": 1}), "object"))
+    assert not any("woman" in t for t in texts(record(*alone, objects={"person": 1}), "attribute"))
     with_pronoun = ("A man with his plate.", "A man sits.", "A man.")
-    assert not any("woman" in t for t in texts(record(*with_pronoun, objects={"person": 1}), "object"))
+    assert not any("woman" in t for t in texts(record(*with_pronoun, objects={"person": 1}), "attribute"))
 
 
 def test_a_word_that_may_stand_for_something_present_is_not_written():

@@ -1,0 +1,148 @@
+"""Phrases and pairs of words as a collection's own captions have them, for edits that read like true captions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hacl.data.records import Record
+from hacl.hallucinate.context import ImageContext
+from hacl.hallucinate.edits_words import head_noun
+from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, apart, is_finite_singular, noun_run
+from hacl.hallucinate.lexicon import Lexicon, Mention
+from hacl.hallucinate.noun_phrases import ends_at, noun_phrase
+
+PREPOSITIONS = tuple(
+    tuple(phrase.split())
+    for phrase in (
+        "in front of;on top of;on the side of;in the middle of;next to;close to;far from;away from;inside of;outside "
+        "of;out of;on;in;at;near;by;under;beside;behind;with;without;over;above;below;beneath;underneath;inside;"
+        "outside;against;through;across;along;around;into;onto;from;down;up;past;between;towards;toward;to;off;atop"
+    ).split(";")
+)
+_NOT_BEFORE_SUBJECTS = FUNCTION_WORDS - DETERMINERS - {"there", "of"}
+_UNFIT = frozenset("he she his her him it its they their them each other one another who which that himself".split())
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """text: as written; names: objects it names; words: how many."""
+
+    text: str
+    names: frozenset[str]
+    words: int
+
+
+@dataclass(frozen=True)
+class PhraseBank:
+    """events: (subject's group, form of the verb) -> what such subjects do; places: what captions end in, from a
+    preposition on; pairs: (preposition or verb, head noun after it, or a class of it) -> how often; doers: (group,
+    verb) -> how often; bigrams: (word, word) -> how often."""
+
+    events: Mapping[tuple[str, str], tuple[Phrase, ...]] = field(default_factory=dict)
+    places: tuple[Phrase, ...] = ()
+    pairs: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    doers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    bigrams: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @cached_property
+    def nouns(self) -> frozenset[str]:
+        """Last words of the noun phrases after prepositions and verbs."""
+        return frozenset(head.split()[-1] for _, head in self.pairs)
+
+
+def phrase_bank(records: Iterable[Record], lexicon: Lexicon) -> PhraseBank:
+    """Count over every caption of some records."""
+    events: dict[tuple[str, str], list[Phrase]] = {}
+    places: list[Phrase] = []
+    pairs: Counter[tuple[str, str]] = Counter()
+    doers: Counter[tuple[str, str]] = Counter()
+    bigrams: Counter[tuple[str, str]] = Counter()
+    for record in records:
+        for index in range(len(record.captions)):
+            context = ImageContext(record, index, lexicon)
+            words = [word.text for word in context.words]
+            bigrams.update(zip(words, words[1:], strict=False))
+            for at in range(len(words)):
+                length = preposition_at(context, at) or _is_verb(words[at])
+                if length and (head := head_noun(context, at + length)):
+                    governor = " ".join(words[at : at + length])
+                    pairs.update((governor, noun) for noun in (head, *lexicon.classes_of(head)))
+            if (found := subject_and_verb(context)) is not None:
+                mention, at = found
+                group = mention.kind.group
+                doers[group, words[at]] += 1
+                if phrase := _rest(context, at):
+                    events.setdefault((group, verb_form(context, at)), []).append(phrase)
+            if (at := last_place(context)) and (phrase := _rest(context, at)):
+                places.append(phrase)
+    return PhraseBank({key: tuple(value) for key, value in events.items()}, tuple(places), pairs, doers, bigrams)
+
+
+def preposition_at(context: ImageContext, at: int) -> int:
+    """Number of words of the preposition that starts at word `at`, 0 where there is none."""
+    words = context.words
+    for phrase in PREPOSITIONS:
+        if all(at + i < len(words) and words[at + i].text == part for i, part in enumerate(phrase)):
+            return len(phrase)
+    return 0
+
+
+def _is_verb(word: str) -> bool:
+    return len(word) > 4 and word.endswith("ing") or is_finite_singular(word)
+
+
+def verb_form(context: ImageContext, at: int) -> str:
+    """What kind of predicate starts at word `at`: "ing", "is", "are", "finite" (sits), or "" for none of these."""
+    word = context.words[at].text
+    if word in ("is", "are", "has", "have"):
+        return word
+    if len(word) > 4 and word.endswith("ing"):
+        return "ing"
+    return "finite" if is_finite_singular(word) else ""
+
+
+def subject_and_verb(context: ImageContext) -> tuple[Mention, int] | None:
+    """The first thing of a caption and the word at which what it does begins."""
+    for mention in context.mentions:
+        before = {word.text for word in context.words[: mention.first]}
+        if before & _NOT_BEFORE_SUBJECTS or any(_is_verb(word) for word in before):
+            return None
+        if mention.stop == len(context.words) or ends_at(context, mention.stop):
+            continue
+        if noun_phrase(context, mention) is not None and verb_form(context, mention.stop):
+            return mention, mention.stop
+    return None
+
+
+def last_place(context: ImageContext) -> int | None:
+    """The word at which the prepositional phrase that ends the caption begins."""
+    words = context.words
+    for at in range(len(words) - 2, 1, -1):
+        length = preposition_at(context, at)
+        if not length:
+            continue
+        for start in range(max(2, at - 3), at):  # "in front of" begins before its "of"-less parts
+            if start + preposition_at(context, start) == at + length:
+                at, length = start, at + length - start
+                break
+        noun = at + length
+        if noun < len(words) and words[noun].text in DETERMINERS | context.lexicon.numbers.keys():
+            noun += 1
+        first, stop = noun_run(context.text, words, noun)
+        whole = first < stop == len(words) and not any(
+            apart(context.text, words[i], words[i + 1]) for i in range(at, stop - 1)
+        )
+        return at if whole and words[at - 1].text not in FUNCTION_WORDS else None
+    return None
+
+
+def _rest(context: ImageContext, at: int) -> Phrase | None:
+    """The caption from word `at` on, None where it would not stand behind another beginning."""
+    words = context.words[at:]
+    text = context.text[words[0].start : words[-1].end]
+    if {word.text for word in words} & _UNFIT or any(mark in text for mark in '.!?;:"()') or text.isupper():
+        return None
+    return Phrase(text, frozenset(context.lexicon.named(words)), len(words))

@@ -1,0 +1,98 @@
+"""Over-generate, then choose: k candidates of different types and places, balanced so that wording marks none."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from hacl.data.records import HallucinatedCaption
+from hacl.hallucinate.backends.base import Backend, BackendOption, Item
+from hacl.hallucinate.balance import Balance, Pool, fit
+from hacl.hallucinate.survey import Survey
+
+CANDIDATES = 32  # asked for per caption before choosing
+SAMPLE_CAPTIONS = 4000  # captions the balance is fitted on
+_TYPES_WANTED = 3
+
+
+class Balanced:
+    """A backend that asks another one for `candidates` per caption and returns the k that `Balance` prefers."""
+
+    options: tuple[BackendOption, ...] = ()
+
+    def __init__(self, backend: Backend, balance: Balance, candidates: int = CANDIDATES, seed: int = 0):
+        self.backend = backend
+        self.balance = balance
+        self.candidates = candidates
+        self.seed = seed
+        self.name, self.is_local_cpu = backend.name, backend.is_local_cpu
+
+    @property
+    def rejections(self) -> Counter[str]:
+        return self.backend.rejections
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.backend.settings(), "select": "balanced", "candidates": self.candidates}
+
+    def propose_batch(self, items: Sequence[Item], k: int) -> list[list[HallucinatedCaption]]:
+        """See `Backend`."""
+        results = []
+        for item, made in zip(items, self.backend.propose_batch(items, self.candidates), strict=True):
+            pool = _pool(item, made, self.seed)
+            costs = [self.balance.cost(difference) for difference in pool.differences]
+            results.append([pool.candidates[position] for position in choose(pool, costs, k)])
+        return results
+
+    def propose(self, record, caption_index: int, k: int) -> list[HallucinatedCaption]:
+        """One caption's share of `propose_batch`."""
+        return self.propose_batch([(record, caption_index)], k)[0]
+
+
+def fit_balance(
+    backend: Backend, survey: Survey, *, k: int, candidates: int = CANDIDATES, seed: int = 0, batch: int = 256
+) -> Balance:
+    """Weights for a backend from at most `SAMPLE_CAPTIONS` captions of the survey's sample."""
+    items = [(record, index) for record in survey.sampled() for index in range(len(record.captions))][:SAMPLE_CAPTIONS]
+    pools = []
+    for start in range(0, len(items), batch):
+        some = items[start : start + batch]
+        pools += [
+            _pool(item, made, seed) for item, made in zip(some, backend.propose_batch(some, candidates), strict=True)
+        ]
+    backend.rejections.clear()
+    return fit([pool for pool in pools if pool.candidates], choose, k=k)
+
+
+def _pool(item: Item, made: Sequence[HallucinatedCaption], seed: int) -> Pool:
+    record, index = item
+    return Pool.of(made, record.captions[index], f"select/{seed}/{record.id}/{index}")
+
+
+def choose(pool: Pool, costs: Sequence[float], k: int) -> list[int]:
+    """Positions of the k candidates to keep, a draw from exp(-cost) under bounds.
+
+    Gumbel keys make a sorted order a draw without replacement. No type takes more than half of the k as long as others
+    are left, and three types are used where the candidates have three.
+    """
+    keys = [-math.log(max(noise, 1e-12)) - cost for noise, cost in zip(pool.noise, costs, strict=True)]
+    order = sorted(range(len(keys)), key=lambda at: -keys[at])
+    kinds = [made.type for made in pool.candidates]
+    wanted = min(_TYPES_WANTED, k, len(set(kinds)))
+    most = math.ceil(k / 2)
+    chosen: list[int] = []
+    used: Counter[str] = Counter()
+    for at in order:
+        if len(chosen) == k:
+            break
+        missing = wanted - len(used) - (kinds[at] not in used)
+        if used[kinds[at]] < most and k - len(chosen) - 1 >= missing:
+            chosen.append(at)
+            used[kinds[at]] += 1
+    for at in order:
+        if len(chosen) == k:
+            break
+        if at not in chosen:
+            chosen.append(at)
+    return chosen
