@@ -1,4 +1,4 @@
-"""Promises of asking: every question once, no reply lost in a kill or changed by ranks or batches, folders not mixed."""
+"""Promises of asking: every question once, no reply lost in a kill or changed by a batch or rank, folders not mixed."""
 
 import json
 
