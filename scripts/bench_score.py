@@ -64,13 +64,14 @@ def write_chair(folder: Path, size: int) -> None:
             file.write(json.dumps({"image_id": n % IMAGES, "caption": caption}) + "\n")
 
 
-def pope_scorer(folder: Path, limit: int) -> None:
+def pope_scorer(folder: Path, limit: int) -> list[int]:
     from hacl.evaluation.scorers import score_to
 
-    score_to(None, "pope", folder / "answers.jsonl", folder / "questions.jsonl")
+    report = score_to(None, "pope", folder / "answers.jsonl", folder / "questions.jsonl")
+    return [report.metrics[name] for name in ("TP", "FN", "FP", "TN")]
 
 
-def pope_bare_loop(folder: Path, limit: int) -> None:
+def pope_bare_loop(folder: Path, limit: int) -> list[int]:
     counts = [0, 0, 0, 0]
     with (folder / "questions.jsonl").open() as questions, (folder / "answers.jsonl").open() as answers:
         for question, answer in zip(questions, answers, strict=True):
@@ -78,6 +79,7 @@ def pope_bare_loop(folder: Path, limit: int) -> None:
             words = reply.split(".")[0].replace(",", "").split(" ")
             no = "No" in words or "not" in words or "no" in words
             counts[2 * (label == "no") + no] += 1
+    return counts
 
 
 def pope_parsing_alone(folder: Path, limit: int) -> None:
@@ -87,13 +89,14 @@ def pope_parsing_alone(folder: Path, limit: int) -> None:
                 json.loads(line)
 
 
-def chair_scorer(folder: Path, limit: int) -> None:
+def chair_scorer(folder: Path, limit: int) -> float:
     from hacl.evaluation.scorers import score_to
 
-    score_to(None, "chair", folder / "captions.jsonl", folder / "objects.json", dialect="pattern")
+    report = score_to(None, "chair", folder / "captions.jsonl", folder / "objects.json", dialect="pattern")
+    return report.metrics["CHAIRi"]
 
 
-def chair_published_scheme(folder: Path, limit: int) -> None:
+def chair_published_scheme(folder: Path, limit: int) -> float:
     from hacl.evaluation.scorers.chair_tokens import sentences, split_sentence
     from hacl.evaluation.scorers.chair_words import JOINED, OBJECT_OF
     from hacl.evaluation.scorers.singular import singular
@@ -114,6 +117,7 @@ def chair_published_scheme(folder: Path, limit: int) -> None:
             found = [OBJECT_OF[word] for word in joined if word in set(vocabulary)]
             mentioned += len(found)
             hallucinated += sum(name not in truth[str(row["image_id"])] for name in found)
+    return hallucinated / mentioned
 
 
 TASKS = {

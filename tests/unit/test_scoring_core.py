@@ -200,12 +200,17 @@ def test_images_answered_about_stay_in_the_table_even_at_zero_over_zero():
         sums.add("first", "f1", 1, 1)
 
 
+def script(name):
+    spec = spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def command(capsys):
     """Run scripts/score.py in this process: (exit status, standard output, standard error)."""
-    spec = spec_from_file_location("score_command", ROOT / "scripts" / "score.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("score")
 
     def run(*arguments):
         try:
@@ -266,3 +271,11 @@ def test_the_help_of_a_benchmark_shows_its_fields_options_and_an_example(command
     for word in (*flags, "example:", f"score.py {benchmark} ", "--allow-missing", "--zero-division"):
         assert word in text
     assert kind.__doc__.splitlines()[0] in text
+
+
+def test_the_slow_ways_that_the_benchmark_times_find_the_same_figures(tmp_path):
+    bench = script("bench_score")
+    bench.write_pope(tmp_path, 600)
+    bench.write_chair(tmp_path, 60)
+    assert bench.pope_scorer(tmp_path, 600) == bench.pope_bare_loop(tmp_path, 600)
+    assert bench.chair_scorer(tmp_path, 60) == bench.chair_published_scheme(tmp_path, 60)
