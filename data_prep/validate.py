@@ -1,23 +1,29 @@
-"""Check files of records before training on them: every bad record is named, with what to do.
+"""Check files of records before training on them, in one parallel pass: every bad record is named, with what to do.
 
 examples:
   form and texts
     python data_prep/validate.py hallucinated.jsonl
   also open every image below a folder
     python data_prep/validate.py hallucinated.jsonl --images coco/train2017
+  also tokens against the limits of a run, and samples without a label
+    python data_prep/validate.py hallucinated.jsonl --images coco/train2017 --config configs/llava15_7b/stage1.yaml
+  does the training file hold images of the validation file?
+    python data_prep/validate.py train.jsonl --eval val.jsonl --images coco
   for a program to read
     python data_prep/validate.py train.jsonl val.jsonl --json report.json
 
-Checked: JSON, keys and types, empty texts, duplicate ids, captions and hallucinated captions, hallucinated captions
-that equal a caption or add an object that is annotated, spans, types, conversations without an answer or with turns out
-of order, image marks, image paths; with --images also that each image exists below the folder, is of a sane size and
-decodes. Exit status 1 if anything is wrong.
+Problems: JSON, keys and types, empty texts, duplicate ids, repeated captions of a record, hallucinated captions that
+repeat or equal a caption or add an object that is annotated, spans, types, conversations without an answer or with
+turns out of order, image marks, image paths; with --images each image exists below the folder, is of a sane size and
+decodes; with --eval no image of the other file (path, or sha256 of its bytes); with --config samples can be built and
+at most 5 % have no token to learn. Notes do not fail the check unless --strict: records, captions and image files that
+occur twice, images that look like one of the other file, sequences and captions that are cut, samples without a label.
+Exit status: 0 nothing wrong, 1 something is, 2 the check could not run.
 """
 
 import argparse
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 
@@ -25,37 +31,56 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help=".jsonl files or .json lists of records")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="image root; every image is decoded")
+    parser.add_argument("--eval", type=Path, metavar="FILE", help="validation records whose images must not occur")
+    parser.add_argument("--eval-images", type=Path, metavar="FOLDER", help="their image root (default: --images)")
+    parser.add_argument("--config", type=Path, help="YAML of a run: its model's processor, template and limits")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; repeatable")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--max-errors", type=int, default=50, help="print at most so many per file (default 50)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there, all problems included")
+    parser.add_argument("--strict", action="store_true", help="notes fail the check too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     arguments = parser.parse_args()
-    if arguments.images is not None and not arguments.images.is_dir():
-        parser.error(f"--images {arguments.images}: no such folder")
+    for folder in (arguments.images, arguments.eval_images):
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--images {folder}: no such folder")
+    if arguments.workers is not None and arguments.workers < 1:
+        parser.error("--workers must be at least 1")
+    try:
+        return run(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
-    from hacl.hallucinate.audit import audit_file
 
+def run(arguments: argparse.Namespace) -> int:
+    from hacl.config import load_config
+    from hacl.data.parallel import available_cores
+    from hacl.hallucinate.validate import Seen, validate_file
+
+    config = load_config(arguments.config, arguments.set) if arguments.config or arguments.set else None
+    workers = arguments.workers or available_cores()
+    against = None
     reports = []
+    if arguments.eval is not None:
+        against = Seen(arguments.eval)
+        root = arguments.eval_images or arguments.images
+        reports.append(validate_file(arguments.eval, image_root=root, config=config, seen=against, workers=workers))
     for file in arguments.files:
-        try:
-            report = audit_file(file, image_root=arguments.images)
-        except FileNotFoundError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        reports.append(report)
-        for problem in report.problems[: arguments.max_errors]:
+        options = {"image_root": arguments.images, "config": config, "against": against, "workers": workers}
+        reports.append(validate_file(file, **options))
+    for report in reports:
+        for problem in [*report.problems, *report.notes][: arguments.max_errors]:
             print(problem)
-        if len(report.problems) > arguments.max_errors:
-            print(f"... and {len(report.problems) - arguments.max_errors} more (--max-errors, --json)")
-        types = ", ".join(f"{name} {count}" for name, count in report.hallucinated.most_common()) or "none"
-        print(
-            f"{file}: {report.records} records, {report.captions} captions, hallucinated captions: {types}; "
-            f"{report.without_hallucinated} captioned records without one"
-        )
-        kinds = Counter(problem.kind for problem in report.problems)
-        print(f"{file}: " + (", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) or "no problems"))
+        left = sum(report.problem_kinds.values()) + sum(report.note_kinds.values()) - arguments.max_errors
+        if left > 0:
+            print(f"... and {left} more (--max-errors, --json)")
+        for line in report.lines():
+            print(line)
     if arguments.json is not None:
         text = json.dumps([report.to_json() for report in reports], indent=1, ensure_ascii=False)
         arguments.json.write_text(text + "\n", encoding="utf-8")
-    return 1 if any(report.problems for report in reports) else 0
+    wrong = any(report.problem_kinds or (arguments.strict and report.note_kinds) for report in reports)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

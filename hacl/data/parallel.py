@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -37,10 +37,13 @@ def ordered_map(
 ) -> Iterator[Result]:
     """`work(state, item)` for each item, in the order of the items; `state = setup()` once per process.
 
-    setup and work are picklable (functions of a module, functools.partial). One worker means this process. At most
-    `AHEAD` items per worker are in flight. Raises what `work` raises, and RuntimeError when a worker is killed.
+    setup and work are picklable (functions of a module, functools.partial). One worker or item means this process.
+    At most `AHEAD` items per worker are in flight. Raises what `work` raises, and RuntimeError when a worker is killed.
     """
-    if workers <= 1:
+    rest = iter(items)
+    first = list(islice(rest, 2))
+    items = chain(first, rest)
+    if workers <= 1 or len(first) < 2:
         state = setup()
         for item in items:
             yield work(state, item)
