@@ -201,7 +201,7 @@ def _difference(measure, a: list[Table], b: list[Table], left, right, bases, dra
 
 
 def _mcnemar(measure: str, a: list[Table], b: list[Table], left, right) -> McNemar | None:
-    """For one pair of runs: over questions for an accuracy whose items say ``correct``, else over yes/no images."""
+    """For one pair of runs: over questions for an accuracy whose items say ``right``, else over yes/no images."""
     if len(a) != 1:
         return None
     if measure.lower().endswith("accuracy"):
@@ -219,9 +219,9 @@ def _correct(report: Report) -> dict[str, bool]:
     """Item id -> answered right, where every item says so and ids do not repeat; otherwise nothing."""
     items = report.get("items") or []
     key = next((k for k in ITEM_KEYS if items and k in items[0]), None)
-    if key is None or not all(isinstance(item.get("correct"), bool) and key in item for item in items):
+    if key is None or not all(isinstance(item.get("right"), bool) and key in item for item in items):
         return {}
-    found = {str(item[key]): item["correct"] for item in items}
+    found = {str(item[key]): item["right"] for item in items}
     return found if len(found) == len(items) else {}
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hacl.report import plots
+from hacl.report.formats import html_page
 from hacl.report.parts import (
-    STYLE,
     bullet_list,
     count,
     embed_image,
@@ -69,15 +69,7 @@ def build_report(
         _runs(results),
         _provenance(results),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main></body></html>\n"
-    )
+    page = html_page(title, body)
     out.write_text(page, encoding="utf-8")
     return out
 

@@ -123,6 +123,30 @@ def measures_figure(results: dict[str, Any], split: str, cells: dict[tuple[str, 
     return _svg(figure)
 
 
+def intervals_figure(panels: Sequence[dict[str, Any]]) -> str | None:
+    """Small multiples: ``{"title", "rows": [(label, value, low, high)]}`` each; null values and bounds are left out."""
+    panels = [panel for panel in panels if any(row[1] is not None for row in panel["rows"])]
+    if not panels:
+        return None
+    labels = list(dict.fromkeys(row[0] for panel in panels for row in panel["rows"]))
+    figure, axes = _grid(len(panels), 3.3, 0.75 + 0.33 * len(labels))
+    for number, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
+        for label, value, low, high in panel["rows"]:
+            if value is None:
+                continue
+            row = labels.index(label)
+            colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
+            if low is not None:
+                axis.plot([low, high], [row, row], color=colour, linewidth=1.6)
+            axis.plot([value], [row], marker, color=colour, markersize=6)
+        axis.set_title(panel["title"], fontsize=9)
+        axis.set_yticks(range(len(labels)), labels if number % _columns(len(panels)) == 0 else [""] * len(labels))
+        axis.set_ylim(len(labels) - 0.4, -0.6)
+        axis.margins(x=0.12)
+        axis.xaxis.get_major_locator().set_params(nbins=5)
+    return _svg(figure)
+
+
 def states_figure(panels: Sequence[dict[str, Any]]) -> str | None:
     """Image, true-caption and hallucinated-caption states in two dimensions; all panels share their axes."""
     if not panels:

@@ -103,6 +103,7 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     lora += ("objective.learn_temperature=true",)
     assert train.main([str(settings), f"train.output_dir={one}", *batch(4), *lora]) == 0
     how = (settings, f"train.output_dir={two}", *batch(2), *lora, "train.deepspeed=3", "log.sample_steps=4")
+    how += ("log.diagnostic_steps=2", "log.diagnostic_count=5")
     launch(TORCHRUN, *how)
     assert lines(two) == pytest.approx(lines(one), rel=2e-2)
     assert lines(two, "eval_lm") == pytest.approx(lines(one, "eval_lm"), rel=2e-2)
@@ -118,6 +119,8 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     report = json.loads((out / "hacl/verified.json").read_text())
     assert report["same_tokens"] and not report["unexpected_keys"]
     assert (two / "samples.jsonl").is_file()
+    measured = [json.loads(line) for line in (two / "diagnostics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in measured] == [0, 2, 4] and all("post/relative_gap" in row for row in measured)
 
 
 def read_one_step(rank):

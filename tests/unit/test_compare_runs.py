@@ -80,7 +80,7 @@ def test_what_one_measure_shows_may_be_chance_among_many():
 
 def test_mcnemar_counts_questions_where_items_say_which_were_right():
     def answered(right):
-        items = [{"question_id": n, "image_id": f"i{n // 6}", "correct": bool(v)} for n, v in enumerate(right)]
+        items = [{"question_id": n, "image_id": f"i{n // 6}", "right": bool(v)} for n, v in enumerate(right)]
         more = {"accuracy": {f"i{n}": [float(sum(right[6 * n : 6 * n + 6])), 6.0] for n in range(len(right) // 6)}}
         return report([1], items=items, more=more)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hacl.evaluation.controls import controls, derangement, paraphrase_states, text_probe
 from hacl.evaluation.diagnostics import (
     States,
     bootstrap_images,
@@ -14,7 +15,7 @@ from hacl.evaluation.diagnostics import (
 from hacl.evaluation.projection import SharedProjection
 from hacl.evaluation.retrieval import retrieval
 from hacl.evaluation.ridge import fit_ridge
-from hacl.evaluation.separation import probe_auc
+from hacl.evaluation.separation import energy_distance, other_label_share, probe_auc, probe_folds, probe_interval
 
 
 def make_states(gap=0.0, margin=0.0, style=0.0, noise=0.3, images=60, width=24, captions=2, seed=0):
@@ -87,6 +88,81 @@ def test_the_probe_cannot_use_rows_of_a_group_it_was_fitted_on():
     x = np.eye(30)[groups] + 0.01 * rng.normal(size=(120, 30))
     assert probe_auc(x, labels, groups) == pytest.approx(0.5, abs=0.3)
     assert probe_auc(x, labels, np.zeros(120)) is None
+
+
+def test_neighbours_are_of_the_same_kind_where_kinds_are_apart_and_of_both_where_they_mix():
+    rng = np.random.default_rng(0)
+    x, labels, groups = rng.normal(size=(200, 8)), np.repeat([0, 1], 100), np.tile(np.arange(100), 2)
+    assert other_label_share(x, labels, groups).mean() == pytest.approx(0.5, abs=0.06)
+    apart = x + np.array([50.0] + [0.0] * 7) * (2 * labels[:, None] - 1)
+    assert other_label_share(apart, labels, groups).max() == 0
+    assert np.isnan(other_label_share(x[:2], labels[:2], np.zeros(2))).all()
+
+
+def test_a_pair_is_never_its_own_neighbour():
+    x = np.array([[1, 0], [1, 0.01], [0, 1], [0.01, 1]])
+    shares = other_label_share(x, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]), neighbours=1)
+    assert shares.tolist() == [1, 0, 1, 0]
+
+
+def test_the_energy_distance_sees_a_shift_and_its_p_is_fair_without_one():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(60, 6))
+    distance, p = energy_distance(a, a + 1.0, permutations=199)
+    assert distance > 0.1 and p == pytest.approx(1 / 200)
+    fair = [energy_distance(*rng.normal(size=(2, 30, 4)), permutations=99, seed=s)[1] for s in range(60)]
+    assert np.mean(np.array(fair) <= 0.05) < 0.14 and np.median(fair) > 0.3
+    assert energy_distance(a[:1] * 0, a[:1] * 0)[1] == 1.0
+
+
+def test_the_energy_distance_is_its_definition():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 9, 3))
+    d = [np.linalg.norm(x[:, None] - y[None], axis=-1).mean() for x, y in ((a, b), (a, a), (b, b))]
+    assert energy_distance(a, b, permutations=1)[0] == pytest.approx((2 * d[0] - d[1] - d[2]) / (2 * d[0]))
+
+
+def test_the_interval_of_a_probe_holds_its_auc_and_ties_count_half():
+    rng = np.random.default_rng(0)
+    labels, groups = np.repeat([0.0, 1.0], 100), np.tile(np.arange(100), 2)
+    x = rng.normal(size=(200, 3)) + labels[:, None]
+    folds = probe_folds(x, labels, groups)
+    low, high = probe_interval(folds, labels, groups, draws=100)
+    assert 0.5 < low < probe_auc(x, labels, groups) < high < 1
+    from sklearn.metrics import roc_auc_score
+
+    expected = np.mean([roc_auc_score(labels[rows], scores) for rows, scores in folds])
+    assert probe_auc(x, labels, groups) == pytest.approx(expected)
+    assert probe_auc(np.zeros((200, 1)), labels, groups) == 0.5
+
+
+def test_a_margin_from_the_image_vanishes_when_images_are_shuffled():
+    seen = controls(make_states(margin=1.0), probe=False).metrics
+    assert seen["state_margin_accuracy_shuffled"] == pytest.approx(0.5, abs=0.15) and seen["state_margin_gain"] > 0.3
+    assert seen["state_margin_accuracy_paraphrase"] > 0.9
+    assert seen["margin_size"] > 2 * seen["margin_size_paraphrase"] and seen["shift_beyond_paraphrase"] > 0.9
+    order = derangement(20, 0)
+    assert sorted(order) == list(range(20)) and (order != np.arange(20)).all()
+
+
+def test_paraphrases_in_the_place_of_hallucinations_show_nothing_to_find():
+    states = make_states(style=3.0, images=80)
+    found, pairs = controls(states).metrics, entanglement(states).metrics
+    assert pairs["probe_auc"] > 0.95 > 0.65 > found["probe_auc_paraphrase"]
+    assert pairs["energy_p"] < 0.05 < found["energy_p_paraphrase"]
+    assert pairs["knn_mixing"] < found["knn_mixing_paraphrase"] == pytest.approx(0.5, abs=0.1)
+    pair = paraphrase_states(states)
+    assert len(pair.true) == 80 and (pair.true != pair.hallucinated).any(axis=1).all()
+    assert "state_margin_accuracy_paraphrase" not in controls(make_states(captions=1)).metrics
+
+
+def test_words_that_only_hallucinated_captions_use_give_them_away():
+    true = [f"a {thing} on a table" for thing in ("cup", "dog", "cat", "hat", "car") * 8]
+    false = [text.replace("table", "purple table") for text in true]
+    groups = [*range(40), *range(40)]
+    assert text_probe(true, false, groups).metrics["text_probe_auc"] > 0.95
+    same = text_probe(true, true, groups, draws=50)
+    assert same.metrics["text_probe_auc"] == pytest.approx(0.5, abs=0.05) and same.intervals["text_probe_auc"]
 
 
 def test_the_interval_over_images_holds_the_estimate_and_narrows_with_images():

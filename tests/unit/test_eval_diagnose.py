@@ -38,7 +38,7 @@ def result(tiny_llava, tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagnosis")
     export_with_heads(tiny_llava, folder / "with_heads", dict(ContrastiveHeads(32, kind="linear").named_parameters()))
     records = read_records(write_tiny_records(folder, 6))
-    return diagnose([tiny_llava, folder / "with_heads"], records, folder, draws=20, progress=False)
+    return diagnose([tiny_llava, folder / "with_heads"], records, folder, layers=[1], draws=20, progress=False)
 
 
 def values(result, model, stage):
@@ -59,11 +59,29 @@ def test_files_hold_every_row_and_the_picture_every_model(result, tmp_path):
     assert len(rows) == len(result["rows"]) == len(json.loads(paths[0].read_text(encoding="utf-8"))["rows"])
     assert paths[2].read_bytes().startswith(b"\x89PNG") and len(result["states2d"]) == 2
     assert "relative_gap" in diagnosis_table(result)
+    markdown, latex, page = (path.read_text(encoding="utf-8") for path in paths[3:])
+    assert "| pre | raw | relative_gap |" in markdown and r"relative\_gap" in latex and r"with\_heads" in latex
+    assert page.count("data:image") >= 4 and "http:" not in page
 
 
 def test_distances_are_left_out_where_centring_has_removed_them(result):
     views = {row["view"] for row in result["rows"] if row["measure"] in ("relative_gap", "modality_auc")}
     assert views == {"raw"}
+
+
+def test_every_measure_of_the_findings_and_their_controls_is_there(result):
+    found = {(row["stage"], row["measure"]) for row in result["rows"] if row["model"] == "with_heads"}
+    measures = "relative_gap modality_auc knn_purity matched_cosine unmatched_cosine i2t@1 t2i@5 probe_auc knn_mixing"
+    measures += " state_margin_accuracy energy_distance energy_p state_margin_accuracy_shuffled state_margin_gain"
+    for stage in ("pre", "post", "layer 1"):
+        assert {(stage, measure) for measure in measures.split()} <= found
+    assert {("text", "text_probe_auc"), ("likelihood", "margin_accuracy_blind")} <= found
+
+
+def test_a_layer_that_a_model_does_not_have_is_refused(tiny_llava, tmp_path):
+    records = read_records(write_tiny_records(tmp_path, 4))
+    with pytest.raises(ValueError, match="blocks 1 to 2"):
+        diagnose([tiny_llava], records, tmp_path, layers=[3], draws=5, progress=False)
 
 
 def test_heads_that_do_not_fit_are_refused_and_a_missing_folder_is_named(tiny_llava, tmp_path):

@@ -42,13 +42,14 @@ LAYERS = {
 # The scenes of the offline world are data; what is trained on them stands at the top.
 WORLD = {"world", "scenes", "draw", "language", "hallucinate"}
 
-# "Nothing but results": the one module a report may import is the one that defines an interval.
-RESULTS = "hacl.evaluation.statistics"
+# "Nothing but results": a report may import what defines an interval, and what makes two results comparable.
+RESULTS = ("hacl.evaluation.statistics", "hacl.evaluation.comparable")
 
 # Modules that promise to work where torch is not installed.
 TORCH_FREE = ["config.py", "hallucinate", "report"]
 TORCH_FREE += [f"data/{name}.py" for name in ("schema", "record_fields", "records", "images")]
 TORCH_FREE += [f"evaluation/{name}.py" for name in ("__init__", "chair", "pope", "reports", "statistics")]
+TORCH_FREE += [f"evaluation/{name}.py" for name in ("comparable", "compare_runs", "paired_tests")]
 TORCH_FREE += ["evaluation/scorers", "evaluation/judges"]
 TORCH_FREE += [f"chat_api{part}.py" for part in ("", "_cache", "_cost", "_http", "_types")]
 
