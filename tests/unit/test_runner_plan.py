@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from hacl.evaluation.runner.decoding import Decoding
+from hacl.evaluation.runner.hub import fetch
 from hacl.evaluation.runner.images import COCO_LIST, chair_plan, coco_list
 from hacl.evaluation.runner.pairs import SugarCrepe
 from hacl.evaluation.runner.places import locate, named_values
@@ -180,3 +181,27 @@ def test_decoding_settings_that_mean_nothing_are_refused(wrong):
 def test_a_cut_caption_loses_its_unfinished_sentence_only():
     assert without_cut_sentence('A cat sits. It is "big." And a do') == 'A cat sits. It is "big."'
     assert without_cut_sentence("A cat on a 3.5 m") == "A cat on a 3.5 m"
+
+
+def test_hub_data_become_local_files_once(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    row = {"question_id": "1", "question": "is it ?", "answer": "no", "image_source": "COCO_1", "image": image}
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return [row | {"category": split} for split in ("random", "popular")]
+
+    for _ in range(2):
+        folder = fetch("pope", "hub:lmms-lab/POPE", tmp_path, load)
+    plan = pope_plan(locate("pope", None, str(folder), None))
+    assert loaded == ["lmms-lab/POPE"] and [part.name for part in plan.parts] == ["random", "popular"]
+    rows = [{"question_id": "color/0.png", "question": "is it ?", "answer": a, "image": image} for a in ("Yes", "No")]
+    folder = fetch("mme", "hub:lmms-lab/MME", tmp_path, lambda name: [row | {"category": "color"} for row in rows])
+    assert [item.fields["category"] for item in mme_plan(locate("mme", None, str(folder), None)).items()] == [
+        "color"
+    ] * 2
+    with pytest.raises(ValueError, match="no column 'question_id'"):
+        fetch("pope", "hub:a/b", tmp_path, lambda name: [{"image": image, "image_source": "x"}])
+    with pytest.raises(ValueError, match="from the Hub there are pope, mme"):
+        fetch("amber", "hub:a/b", tmp_path, load)

@@ -9,7 +9,8 @@ from typing import Any
 from hacl.evaluation.runner.checks import check_batching, shown_prompt, spread
 from hacl.evaluation.runner.decoding import Decoding
 from hacl.evaluation.runner.evaluate import BENCHMARKS, PAIRED, Evaluation, Settings, check_benchmarks
-from hacl.evaluation.runner.places import locate, named_values
+from hacl.evaluation.runner.hub import fetch
+from hacl.evaluation.runner.places import HUB, locate, named_values
 from hacl.evaluation.runner.questions import LONG
 from hacl.evaluation.runner.ranks import Ranks, join_ranks, leave_ranks, local_device
 from hacl.evaluation.runner.results import as_cells, as_csv, as_markdown
@@ -59,6 +60,9 @@ def settings_of(options: argparse.Namespace, command_line: str) -> Settings:
     check_benchmarks(names)
     data, own = named_values(options.data, BENCHMARKS, "--data")
     images, own_images = named_values(options.images, BENCHMARKS, "--images")
+    for name in names:
+        if own.get(name, "").startswith(HUB):
+            own[name] = str(fetch(name, own[name], (options.out or Path()) / "hub"))
     places = {name: locate(name, data, own.get(name), own_images.get(name, images)) for name in names}
     device = local_device(options.device)
     return Settings(

@@ -159,8 +159,10 @@ class Evaluation:
             report = plan.report(prompt.text, answers)
             results.with_intervals(report)
             results.write_lines(folder / "items.jsonl", report.items)
-            results.save_report(folder / "report.json", report, run)
-            return results.summary_rows(benchmark, "", report)
+            by_type, overall = results.split_by_type(report)
+            results.save_report(folder / "by_type.json", by_type, run)
+            results.save_report(folder / "report.json", overall, run)
+            return results.summary_rows(benchmark, "", overall)
         partial = self.settings.limit is not None
         if isinstance(plan, SugarCrepe):
             rows = []

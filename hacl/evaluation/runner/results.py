@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,26 @@ def with_intervals(report: ScoreReport, draws: int = 1000, seed: int = 0) -> Non
         report.intervals[name] = None if interval.low is None else [interval.low, interval.high]
 
 
+def split_by_type(report: ScoreReport) -> tuple[ScoreReport, ScoreReport]:
+    """(measures by hallucination type, measures over all pairs): a comparison corrects over what one report holds."""
+    parts = []
+    for typed in (True, False):
+        chosen = {name for name in report.metrics if ("/" in name) is typed}
+        parts.append(
+            replace(
+                report,
+                metrics={name: value for name, value in report.metrics.items() if name in chosen},
+                ratios={name: pairs for name, pairs in report.ratios.items() if name in chosen},
+                intervals={name: bounds for name, bounds in report.intervals.items() if name in chosen},
+            )
+        )
+    return parts[0], parts[1]
+
+
 def summary_rows(benchmark: str, part: str, report: ScoreReport) -> list[dict[str, Any]]:
     """Metrics of one report as table rows."""
     rows = []
     for name, value in report.metrics.items():
-        if "/" in name:
-            continue  # measures by type stay in the report
         low, high = report.intervals.get(name) or (None, None)
         rows.append({"benchmark": benchmark, "part": part, "metric": name, "value": value, "low": low, "high": high})
     return rows
