@@ -47,7 +47,7 @@ class ChatClient:
     cache: JSONL file of replies; made where absent. One process at a time.
     concurrency: requests under way at once. requests_per_minute: attempts started, retries included; None: no limit.
     timeout_s: seconds for one attempt. max_retries: further attempts of one request.
-    give_up_after: requests in a row that failed for good before the run ends.
+    give_up_after: requests in a row that failed for good before the run ends; refusals of content do not count.
     price_in, price_out: dollars per million tokens, for estimate and report.
     first_pause_s: pause before the first retry; it doubles up to a minute, with jitter. Retry-After wins if longer.
 
@@ -181,7 +181,7 @@ class ChatClient:
             row = self._ask(request, call)
             self.cache.put(key, row)
             mine.set_result(row)
-        except BaseException as error:
+        except BaseException as error:  # whoever waits for this reply must hear of any end
             mine.set_exception(error)
             if isinstance(error, ChatError):
                 return self._failed(request, error, call)
@@ -199,7 +199,7 @@ class ChatClient:
     def _failed(self, request: ChatRequest, error: ChatError, call: _Call) -> ChatReply:
         with self._lock:
             self.spending.failed += 1
-            call.failed_in_a_row += 1
+            call.failed_in_a_row += not error.about_content
             if error.ends_run or call.failed_in_a_row >= self.give_up_after:
                 many = "" if error.ends_run else f"{call.failed_in_a_row} requests in a row failed, the last one: "
                 call.reason = call.reason or ChatError(f"{self.endpoint.base_url}: {many}{error}", ends_run=True)

@@ -26,6 +26,8 @@ EXCERPT = 300
 SECRET_LENGTH = 16  # shorter "keys" are placeholders such as EMPTY, whose letters may occur in honest replies
 RETRIED = {408, 409, 425, 429}
 ENDS_THE_RUN = {401, 402, 403, 404, 405}
+# Error codes of providers that speak of one request's content.
+CONTENT_CODES = ("content_filter", "content_policy", "context_length_exceeded", "string_above_max_length")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -38,11 +40,15 @@ class TryAgain(Exception):
 
 
 class ChatError(RuntimeError):
-    """A failure that asking again does not cure. `ends_run`: it would hit every other request as well."""
+    """A failure that asking again does not cure.
 
-    def __init__(self, message: str, *, ends_run: bool = False):
+    ends_run: it would hit every other request as well. about_content: it comes from what this one says (a filter, its
+    length) and tells nothing about the others, however many fail.
+    """
+
+    def __init__(self, message: str, *, ends_run: bool = False, about_content: bool = False):
         super().__init__(message)
-        self.ends_run = ends_run
+        self.ends_run, self.about_content = ends_run, about_content
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -162,7 +168,8 @@ class Endpoint:
         if error.code in (404, 405):
             message += f"; asked {self.url}: check the model name, and that the base URL ends where /chat/completions "
             message += "follows, usually in /v1"
-        raise ChatError(message, ends_run=error.code in ENDS_THE_RUN)
+        about_content = error.code == 413 or any(word in body for word in CONTENT_CODES)
+        raise ChatError(message, ends_run=error.code in ENDS_THE_RUN, about_content=about_content)
 
 
 def usable_url(base_url: str) -> str:
@@ -236,13 +243,13 @@ def reply_text(answer: Mapping[str, Any], max_tokens: int | None) -> tuple[str, 
         parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
         content = "".join(part for part in parts if isinstance(part, str))
     if finish == "content_filter":
-        raise ChatError("the server's content filter cut the reply")
+        raise ChatError("the server's content filter cut the reply", about_content=True)
     if not content and isinstance(message.get("refusal"), str):
-        raise ChatError(f"the model refused: {message['refusal'][:EXCERPT]}")
+        raise ChatError(f"the model refused: {message['refusal'][:EXCERPT]}", about_content=True)
     if content is not None and not isinstance(content, str):
         raise TryAgain("malformed", f"content is a {type(content).__name__}, not text")
     if not content or not content.strip():
         if finish == "length":
-            raise ChatError(f"no text within {max_tokens} tokens: allow more")
+            raise ChatError(f"no text within {max_tokens} tokens: allow more", about_content=True)
         raise TryAgain("malformed", "reply has no text")
     return content, finish

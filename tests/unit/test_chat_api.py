@@ -5,12 +5,13 @@ import logging
 import threading
 import time
 from email.utils import formatdate
+from types import SimpleNamespace
 
 import pytest
 
 from hacl.chat_api import ChatClient, ChatError, ChatRequest, Decoding, image_part
 from hacl.chat_api_cost import text_tokens
-from hacl.chat_api_http import retry_after
+from hacl.chat_api_http import Pace, retry_after
 from tests.chat_server import ChatServer, completion, echo, first_token
 
 KEY = "sk-secret-0123456789abcdef"
@@ -146,6 +147,17 @@ def test_what_hits_one_request_is_reported_for_it_and_the_others_go_on(cache, an
     assert len(cache.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    "answer", [(400, {}, {"error": {"code": "content_filter"}}), completion(None), (413, {}, "too long")]
+)
+def test_refusals_of_content_never_end_a_run_however_many_come_in_a_row(cache, answer):
+    if isinstance(answer, dict):
+        answer["choices"][0]["message"]["refusal"] = "I will not judge this."
+    with ChatServer(lambda body, _: echo(body) if body["messages"][0]["content"] == "z" else answer) as server:
+        replies, spending = ask(server, cache, *"abcdefghz")
+    assert [reply.error is None for reply in replies] == [False] * 8 + [True] and spending.failed == 8
+
+
 def test_equal_requests_are_asked_once_also_when_in_flight_together(cache):
     with ChatServer(lambda body, _: (200, {"delay": 0.2}, echo(body))) as server, client(server, cache) as asking:
         found = []
@@ -212,11 +224,17 @@ def test_a_reply_that_cannot_be_kept_ends_the_run_with_the_reason(cache, monkeyp
             list(asking.complete_many(requests(*"abcdef")))
 
 
-def test_attempts_start_no_faster_than_the_rate_allows(cache):
-    started = []
-    with ChatServer(lambda body, _: started.append(time.monotonic()) or echo(body)) as server:
-        ask(server, cache, *"abcd", requests_per_minute=600)
-    assert started[-1] - started[0] >= 0.29
+def test_attempts_start_no_faster_than_the_rate_allows_and_not_before_a_hold_ends(monkeypatch):
+    monkeypatch.setattr("hacl.chat_api_http.time", SimpleNamespace(monotonic=lambda: 100.0))
+    waits = []
+    stop = SimpleNamespace(wait=waits.append)
+    pace = Pace(600)
+    for _ in range(3):
+        assert pace.wait(stop)
+    pace.hold(30)
+    pace.wait(stop)
+    pace.wait(stop)
+    assert waits == pytest.approx([0, 0.1, 0.2, 30, 30.1])
 
 
 def test_the_key_is_sent_and_shown_nowhere(cache, monkeypatch, caplog, capsys):
