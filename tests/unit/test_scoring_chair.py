@@ -64,6 +64,15 @@ def test_shuffled_lines_and_any_line_ending_give_the_same_figures(tmp_path):
     assert str(path) in report.meta["inputs"] and report.meta["options"]["dialect"] == "pattern"
 
 
+def test_references_left_without_a_caption_are_listed_where_that_looks_like_an_accident():
+    assert not any("no caption" in warning for warning in score("chair", ROWS, TRUTH).warnings)
+    fewer = score("chair", ROWS[:3], TRUTH)
+    assert any("1 images of the references have no caption: 3" in warning for warning in fewer.warnings)
+    many = TRUTH | {str(image): [] for image in range(10, 30)}
+    assert not any("no caption" in warning for warning in score("chair", ROWS, many).warnings)
+    assert any("20 images" in warning for warning in score("chair", ROWS, many, allow_missing=True).warnings)
+
+
 def test_captions_that_name_nothing_give_null_with_a_warning_and_no_exception():
     report = score("chair", [row(1, ""), row(3, "Hello")], {"1": [], "3": []})
     assert report.metrics["CHAIRs"] == 0 and report.metrics["CHAIRi"] is None and report.metrics["Recall"] is None

@@ -241,8 +241,10 @@ def test_the_tagger_reads_the_model_and_breaks_ties_by_the_last_name(tmp_path):
 
 
 def test_a_folder_without_language_data_is_an_error_that_says_what_to_fetch(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"averaged_perceptron_tagger_eng.*wordnet"):
+    with pytest.raises(FileNotFoundError, match=r"averaged_perceptron_tagger_eng.*pass --tags instead"):
         make_extractor("wordnet", tmp_path)
+    _, notes = make_extractor("wordnet", tmp_path, tagged=True)
+    assert "guessed" in notes[0] and "wordnet-base" in notes[1]
     with pytest.raises(FileNotFoundError, match="no such folder"):
         make_extractor("wordnet", tmp_path / "none")
     with pytest.raises(ValueError, match="pattern dialect needs no data"):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hacl.evaluation.scorers.base import ImageSums, InputError, Option, Scorer, Totals, divide
+from hacl.evaluation.scorers.base import ImageSums, InputError, Option, Scorer, Totals, divide, listed
 from hacl.evaluation.scorers.chair_extract import (
     DIALECTS,
     Mentions,
@@ -87,7 +87,7 @@ class ChairScorer(Scorer):
         self.cuts = settings["max_words"] is not None or settings["match"] is not None
         if self.cuts and self.tags is not None:
             raise ValueError("chair: cut captions need new tags, so --max-words and --match do not go with --tags")
-        self.extractor, self.notes = make_extractor(self.dialect, settings["nltk_data"])
+        self.extractor, self.notes = make_extractor(self.dialect, settings["nltk_data"], tagged=self.tags is not None)
         self.truth = load_truth(references, self.extractor, self.dialect)
         if self.tags is not None:
             # Predictions bring their tags; what the extractor guesses matters for reference captions alone.
@@ -101,7 +101,7 @@ class ChairScorer(Scorer):
         self.counts = dict.fromkeys(
             ("captions", "mentions", "hallucinated_mentions", "captions_without_object", "empty_captions"), 0
         )
-        self.seen: dict[str, int] = {}
+        self.seen: dict[str, int] = {}  # captions per image
         self.first_index: int | None = None
         self._tag_rows = iter_rows(self.tags, "tags row") if self.tags is not None else None
 
@@ -127,6 +127,8 @@ class ChairScorer(Scorer):
                 f"{where}: image_id {image_id!r} is not in the references ({len(self.truth.objects)} images, such as "
                 f"{next(iter(self.truth.objects))}); use COCO's image ids, and the annotations of their split"
             )
+        number = self.seen.get(name, 0)
+        self.seen[name] = number + 1
         mentions = self._mentions(caption, where)
         wrong = [number for number, found in enumerate(mentions.objects) if found not in objects]
         self._count(self.whole, mentions, objects, len(wrong), name)
@@ -137,7 +139,7 @@ class ChairScorer(Scorer):
         counts["captions_without_object"] += not mentions.objects
         counts["empty_captions"] += not caption.strip()
         if self.cuts:
-            short = self.extractor.mentions(self._shortened(caption, name, where))
+            short = self.extractor.mentions(self._shortened(caption, name, number, where))
             self._count(self.cut, short, objects, sum(found not in objects for found in short.objects))
         return {
             "image_id": image_id,
@@ -181,12 +183,10 @@ class ChairScorer(Scorer):
         check_tokens(tokens, caption, place)
         return find_objects(WordnetExtractor(lemmatizer=self.extractor.lemmatizer).with_tags(tokens, tags))
 
-    def _shortened(self, caption: str, name: str, where: object) -> str:
+    def _shortened(self, caption: str, name: str, number: int, where: object) -> str:
         words = caption.split()
         if self.settings["max_words"] is not None:
             return " ".join(words[: self.settings["max_words"]])
-        number = self.seen.get(name, 0)
-        self.seen[name] = number + 1
         lengths = self.match.get(name, [])
         if number >= len(lengths):
             raise InputError(
@@ -202,6 +202,10 @@ class ChairScorer(Scorer):
             totals.groups["length_matched"] = self.cut.metrics(warnings, "length_matched ")
         if self.counts["empty_captions"]:
             warnings.append(f"{self.counts['empty_captions']} captions are empty and count as clean")
+        missing = [name for name in self.truth.objects if name not in self.seen]
+        # COCO's annotations cover far more images than a run; few left over look like an accident.
+        if missing and (allow_missing or len(missing) < len(self.seen)):
+            warnings.append(f"{len(missing)} images of the references have no caption: {listed(missing)}")
         if self._tag_rows is not None and next(self._tag_rows, None) is not None:
             raise InputError(f"{self.tags}: more rows than the {self.counts['captions']} predictions")
         totals.sums = self.sums

@@ -110,15 +110,19 @@ class WordnetExtractor(Extractor):
         return list(map(self.lemmatizer, tokens, tags))
 
 
-def make_extractor(dialect: str, nltk_data: str | Path | None = None) -> tuple[Extractor, list[str]]:
+def make_extractor(
+    dialect: str, nltk_data: str | Path | None = None, *, tagged: bool = False
+) -> tuple[Extractor, list[str]]:
     """An extractor and warnings on how it may differ from the scripts.
 
     Args:
         dialect: "pattern" or "wordnet".
-        nltk_data: folder with tagger and WordNet in NLTK's layout. A folder with only one of the two serves for it.
+        nltk_data: folder with tagger and WordNet in NLTK's layout. WordNet may be absent: the built-in table gives the
+            same lemmas for every word that CHAIR looks up.
+        tagged: tags come from elsewhere, so the folder needs no tagger.
 
     Raises:
-        FileNotFoundError: the folder has neither. ValueError: it is given for the pattern dialect.
+        FileNotFoundError: no folder, or no tagger in it. ValueError: it is given for the pattern dialect.
     """
     if dialect == "pattern":
         if nltk_data is not None:
@@ -132,20 +136,20 @@ def make_extractor(dialect: str, nltk_data: str | Path | None = None) -> tuple[E
     folder = Path(nltk_data)
     if not folder.is_dir():
         raise FileNotFoundError(f"--nltk-data {folder}: no such folder")
-    problems = []
+    notes = []
     tagger: Tagger = guess_tags
-    lemmatizer: Lemmatizer = chair_lemmas()
     try:
         tagger = PerceptronTagger.from_data(folder).tags
     except FileNotFoundError as error:
-        problems.append(f"tags are guessed from endings: {error}")
+        if not tagged:
+            raise
+        notes.append(f"tags are guessed from endings: {error}")
+    lemmatizer: Lemmatizer = chair_lemmas()
     try:
         lemmatizer = WordNetLemmas.from_data(folder)
     except FileNotFoundError as error:
-        problems.append(f"lemmas are those of a built-in table: {error}")
-    if len(problems) == 2:
-        raise FileNotFoundError("; ".join(problems))
-    return WordnetExtractor(tagger, lemmatizer), problems
+        notes.append(f"lemmas are those of the built-in table: {error}")
+    return WordnetExtractor(tagger, lemmatizer), notes
 
 
 _NOT_LETTERS = re.compile(r"[\W_]+")
