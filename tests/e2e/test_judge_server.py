@@ -121,8 +121,8 @@ def reviews(folder):
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL], ids=["interrupt", "kill"])
 def test_nothing_is_lost_and_nothing_is_asked_twice_over_faults_and_a_restart(tmp_path, sign):
     rows = predictions(tmp_path, 24)
-    faults = Faults(fake, delay=1.5)
-    options = ("--concurrency", "4", "--timeout", "1")
+    faults = Faults(fake, delay=6)
+    options = ("--concurrency", "4", "--timeout", "4")
     with ChatServer(faults) as server:
         between, output = stopped_and_started_again(tmp_path, server, sign, 8, *options)
     assert 8 <= between < 24
