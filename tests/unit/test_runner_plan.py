@@ -198,9 +198,10 @@ def test_hub_data_become_local_files_once(tmp_path):
     assert loaded == ["lmms-lab/POPE"] and [part.name for part in plan.parts] == ["random", "popular"]
     rows = [{"question_id": "color/0.png", "question": "is it ?", "answer": a, "image": image} for a in ("Yes", "No")]
     folder = fetch("mme", "hub:lmms-lab/MME", tmp_path, lambda name: [row | {"category": "color"} for row in rows])
-    assert [item.fields["category"] for item in mme_plan(locate("mme", None, str(folder), None)).items()] == [
-        "color"
-    ] * 2
+    items = mme_plan(locate("mme", None, str(folder), None)).items()
+    assert [item.fields["category"] for item in items] == ["color", "color"]
+    with pytest.raises(ValueError, match="climbs out"):
+        fetch("pope", "hub:a/c", tmp_path, lambda name: [row | {"image_source": "../../x"}])
     with pytest.raises(ValueError, match="no column 'question_id'"):
         fetch("pope", "hub:a/b", tmp_path, lambda name: [{"image": image, "image_source": "x"}])
     with pytest.raises(ValueError, match="from the Hub there are pope, mme"):

@@ -7,10 +7,12 @@ Needs the package `datasets` and a network; nothing is fetched otherwise.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hacl.data.images import check_relative
 from hacl.evaluation.runner.places import HUB
 from hacl.evaluation.runner.store import write_json, write_lines
 
@@ -33,6 +35,8 @@ def fetch(benchmark: str, source: str, folder: Path, load: Callable[[str], Itera
     target = folder / name.replace("/", "--")
     if (target / DONE).is_file():
         return target
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"--data {benchmark}={source}: fetch it in one process first, for example with --dry-run")
     rows = (load or _load)(name)
     (target / "images").mkdir(parents=True, exist_ok=True)
     count = WRITERS[benchmark](rows, target)
@@ -55,7 +59,7 @@ def _pope(rows: Iterable[Row], target: Path) -> int:
         image = _save(_column(row, "image"), target, str(_column(row, "image_source")))
         question = {"question_id": _column(row, "question_id"), "image": image}
         question |= {"text": _column(row, "question"), "label": _column(row, "answer")}
-        splits.setdefault(row.get("category", "all"), []).append(question)
+        splits.setdefault(_safe(str(row.get("category", "all"))), []).append(question)
     for name, questions in splits.items():
         write_lines(target / f"pope_{name}.jsonl", questions)
     return sum(map(len, splits.values()))
@@ -65,12 +69,11 @@ def _mme(rows: Iterable[Row], target: Path) -> int:
     """lmms-lab/MME: question_id (category/image), image, question, answer, category."""
     tables: dict[str, list[str]] = {}
     for row in rows:
-        category = str(_column(row, "category"))
+        category = _safe(str(_column(row, "category")))
         folder = target / "images" / category
         folder.mkdir(exist_ok=True)
-        image = _save(
-            _column(row, "image"), folder.parent.parent, f"{category}/{Path(_column(row, 'question_id')).stem}"
-        )
+        stem = Path(str(_column(row, "question_id"))).stem
+        image = _save(_column(row, "image"), target, f"{category}/{stem}")
         cells = (Path(image).name, _column(row, "question"), _column(row, "answer"))
         tables.setdefault(category, []).append("\t".join(" ".join(str(cell).split()) for cell in cells) + "\n")
     for category, lines in tables.items():
@@ -84,9 +87,17 @@ WRITERS: dict[str, Callable[[Iterable[Row], Path], int]] = {"pope": _pope, "mme"
 def _save(image: Any, target: Path, stem: str) -> str:
     """Write a PIL image once as PNG; its name below the image root."""
     name = f"{stem}.png"
+    check_relative(name)
     path = target / "images" / name
     if not path.is_file():
         image.convert("RGB").save(path)
+    return name
+
+
+def _safe(name: str) -> str:
+    """A category that becomes part of a file name. Raises ValueError where it is a path."""
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise ValueError(f"the Hub data set has the category {name!r}, which cannot be part of a file name")
     return name
 
 
