@@ -50,6 +50,8 @@ class Difference:
             return f"{self.measure}: undefined on one side; nothing to compare."
         if d.low is None or d.high is None:
             return f"{self.measure}: B - A = {d.estimate:+.4f}; too few images for an interval."
+        if d.low == d.high == 0:
+            return f"{self.measure}: A and B are the same on every image."
         where = f"{self.measure}: B is {abs(d.estimate):.4f} {'higher' if d.estimate > 0 else 'lower'} than A"
         p = "" if self.p_holm is None else f", p = {self.p_holm:.2g} after Holm's correction"
         if self.verdict in ("higher", "lower"):
@@ -96,8 +98,11 @@ class Comparison:
             ]
             for row in self.rows
         ]
+        table = [head, *body]
+        if not any(row[-1] for row in body):
+            table = [row[:-1] for row in table]
         runs = "" if self.runs == 1 else f", {self.runs} pairs of runs"
-        lines = [f"paired over {self.images} images{runs}", "", _align([head, *body]), ""]
+        lines = [f"paired over {self.images} images{runs}", "", _align(table), ""]
         lines += [row.sentence for row in self.rows]
         return "\n".join(lines + [f"note: {warning}" for warning in self.warnings])
 

@@ -14,6 +14,7 @@ Only ``header``, ``control``, ``measures`` and ``arms`` are required. Everything
          "format": ".3f",                                      # Python format of the value
          "headline": true,                                     # named in the opening verdicts
          "description": "hallucinated mentions / mentions",
+         "bounds": [0, 1],                                     # optional: clips the interval of a measure without items
          "splits": ["seen"]}                                   # default: every split that has it
       ],
       "arms": [

@@ -50,7 +50,7 @@ def split_names(results: dict[str, Any]) -> list[str]:
 def cell(results: dict[str, Any], arm: dict[str, Any], split: str, measure: dict[str, Any], draws: int = 1000) -> Cell:
     """Estimate, interval and difference from the control for one arm, split and measure."""
     runs = [run for run in arm["runs"] if run["metrics"].get(split, {}).get(measure["key"]) is not None]
-    value = _interval(runs, split, measure["key"], draws)
+    value = _interval(runs, split, measure, draws)
     control = next((a for a in results["arms"] if a["name"] == results.get("control")), None)
     if control is None or control is arm or arm.get("reference"):
         return Cell(value, bases=len({_base(r) for r in runs}))
@@ -68,7 +68,9 @@ def cell(results: dict[str, Any], arm: dict[str, Any], split: str, measure: dict
             [a for a, _ in tables], [b for _, b in tables], bases=bases, draws=draws
         )
     else:
-        difference = statistics.run_values_interval([a - b for a, b in values], bases=bases)
+        bounds = measure.get("bounds")
+        reach = (bounds[0] - bounds[1], bounds[1] - bounds[0]) if bounds else None
+        difference = statistics.run_values_interval([a - b for a, b in values], bases=bases, bounds=reach)
     per_base = statistics.base_differences([a for a, _ in values], [b for _, b in values], bases)
     verdict = _verdict(difference, measure.get("better"))
     return Cell(value, difference, verdict, statistics.sign_test(per_base), len(per_base))
@@ -135,14 +137,16 @@ def _table(run: dict[str, Any], split: str, key: str) -> dict[str, list[float]] 
     return run.get("items", {}).get(split, {}).get(key)
 
 
-def _interval(runs: Sequence[dict[str, Any]], split: str, key: str, draws: int) -> Interval:
+def _interval(runs: Sequence[dict[str, Any]], split: str, measure: dict[str, Any], draws: int) -> Interval:
     if not runs:
         return Interval(None, None, None, 0, 0)
+    key, bounds = measure["key"], measure.get("bounds")
     bases = [_base(run) for run in runs]
     found = [_table(run, split, key) for run in runs]
     if all(found):
         return statistics.bootstrap_runs(found, bases=bases, draws=draws)
-    return statistics.run_values_interval([run["metrics"][split][key] for run in runs], bases=bases)
+    values = [run["metrics"][split][key] for run in runs]
+    return statistics.run_values_interval(values, bases=bases, bounds=tuple(bounds) if bounds else None)
 
 
 def _verdict(difference: Interval, better: str | None) -> str:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.e2e.helpers import losses, refuses
+from tests.e2e.helpers import edited, losses, refuses
 
 pytestmark = pytest.mark.slow
 HOW = ["log.diagnostic_steps=2", "log.diagnostic_count=3", "model.preset=stage1-llm"]
@@ -36,6 +36,7 @@ def test_diagnostics_of_repeated_steps_are_written_once(command):
     assert rows(command.run) == before
 
 
-def test_records_without_hallucinated_captions_are_refused_before_training(command, capsys):
-    said = refuses(command, capsys, "log.diagnostic_steps=1", "model.preset=stage2", "data.path=[]")
-    assert said
+def test_records_without_hallucinated_captions_are_refused_before_training(command, capsys, records, tmp_path):
+    path = edited(records, tmp_path, lambda lines: [line.pop("hallucinated", None) for line in lines])
+    said = refuses(command, capsys, "log.diagnostic_steps=1", "model.preset=stage2", f"data.path={path}")
+    assert "log.diagnostic_steps" in said and not command.run.exists()

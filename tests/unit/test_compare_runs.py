@@ -58,6 +58,7 @@ def test_runs_that_disagree_are_a_second_source_of_chance():
 def test_a_difference_is_called_larger_than_noise_only_if_it_is():
     same = compare(report(noisy(0.7, 3)), report(noisy(0.7, 7)))
     assert same.rows[0].verdict == "within noise" and "no difference larger than noise" in same.text()
+    assert "same on every image" in compare(report(noisy(0.7, 3)), report(noisy(0.7, 3))).rows[0].sentence
     clear = compare(report(noisy(0.6, 0)), report(noisy(0.85, 1)))
     row = clear.rows[0]
     assert row.verdict == "higher" and "larger than noise" in row.sentence and row.p_holm < 0.05

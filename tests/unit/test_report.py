@@ -122,6 +122,17 @@ def test_planted_differences_are_called_better_and_worse_by_the_measures_directi
     assert neutral["hacl"].verdict == "differs"
 
 
+def test_an_interval_without_items_stops_at_the_bounds_of_its_measure():
+    results = make_results()
+    for arm in results["arms"]:
+        for run, auc in zip(arm["runs"], (1.0, 0.9, 0.97), strict=True):
+            run["metrics"]["seen"]["auc"] = auc
+    free, bounded = {"key": "auc"}, {"key": "auc", "bounds": [0, 1]}
+    control = control_first(results)[0]
+    assert cell(results, control, "seen", free).value.high > 1
+    assert cell(results, control, "seen", bounded).value.high == 1.0
+
+
 def test_an_arm_against_itself_is_unclear():
     results = make_results()
     results["arms"].append({**results["arms"][1], "name": "copy"})
