@@ -135,6 +135,9 @@ class TrainConfig:
     cache_vision_features: bool = setting(False, "store features of the frozen vision tower once and train from them")
     cache_text_states: bool = setting(True, "if decoder and embeddings are frozen, compute caption states once")
     cache_dir: str | None = setting(None, "folder of the feature caches; None = output_dir/cache")
+    text_cache: str | None = setting(
+        None, "folder of text states made by data_prep/cache_text.py for a frozen decoder; None = cache_text_states"
+    )
 
 
 @dataclass

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hacl.config import Config, ConfigError
 from hacl.data.images import load_image, resolve_image
+from hacl.data.text_cache import TextCache
 from hacl.training import manifest, runtime
 from hacl.training.objective import HaclModel, constant_text, is_frozen, text_states
 
@@ -162,13 +163,14 @@ class Stores:
     """What `PackedCollator` takes; None = compute live."""
 
     features: FeatureCache | None = None
-    texts: TextStateCache | None = None
+    texts: TextStateCache | TextCache | None = None
 
 
 def wanted(config: Config) -> bool:
     """Whether any cache may apply; exact eligibility is decided from requires_grad in `prepare`."""
     texts = config.train.cache_text_states and config.objective.contrastive_weight > 0
-    return config.train.cache_vision_features or (texts and config.model.learning_rate.llm == 0)
+    on_disk = config.train.text_cache is not None
+    return config.train.cache_vision_features or on_disk or (texts and config.model.learning_rate.llm == 0)
 
 
 def prepare(config: Config, inputs, model: HaclModel) -> Stores:
@@ -186,7 +188,11 @@ def prepare(config: Config, inputs, model: HaclModel) -> Stores:
         if not is_frozen(model.adapter.vision_tower):
             raise ConfigError("train.cache_vision_features=true, but model.learning_rate.vision > 0 changes them")
         stores.features = _features(root, folder, inputs, model, device)
-    if train.cache_text_states and config.objective.contrastive_weight > 0 and constant_text(model.backbone):
+    if train.text_cache is not None:
+        from hacl.training.cache_text import open_text_cache
+
+        stores.texts = open_text_cache(config, inputs, model)
+    elif train.cache_text_states and config.objective.contrastive_weight > 0 and constant_text(model.backbone):
         stores.texts = _texts(root, folder, config, inputs, model, device)
     return stores
 
@@ -196,14 +202,14 @@ def open_store(root: Path, kind: str, meta: dict) -> RowStore:
     return RowStore(root / f"{kind}-{name}", meta)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _config_digest(config) -> str:
+def config_digest(config) -> str:
     """Names a (sub)configuration by what can change its module's output; where it lay and who saved it cannot."""
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    return _digest(json.dumps(settings, sort_keys=True, default=str))
+    return digest(json.dumps(settings, sort_keys=True, default=str))
 
 
 def vision_meta(folder: Path, inputs, model: HaclModel) -> dict:
@@ -213,8 +219,8 @@ def vision_meta(folder: Path, inputs, model: HaclModel) -> dict:
     return {
         "kind": "vision features before the projector",
         "weights": manifest.fingerprint(folder, ("vision_tower",)),
-        "tower": _config_digest(selection.vision_config),
-        "preprocessing": _digest(settings),
+        "tower": config_digest(selection.vision_config),
+        "preprocessing": digest(settings),
         "layer": str(getattr(selection, "vision_feature_layer", None)),
         "strategy": str(getattr(selection, "vision_feature_select_strategy", None)),
         "tokens": inputs.encoder.num_image_tokens,
@@ -252,7 +258,7 @@ def _texts(root: Path, folder: Path, config: Config, inputs, model: HaclModel, d
     meta = {
         "kind": "pooled text states before the heads",
         "weights": manifest.fingerprint(folder, ("language_model", "embed_tokens")),
-        "decoder": _config_digest(model.adapter.decoder.config),
+        "decoder": config_digest(model.adapter.decoder.config),
         "layer": objective.layer,
         "pool": objective.text_pool,
         "dtype": str(dtype),
