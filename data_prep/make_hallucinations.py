@@ -6,9 +6,14 @@ examples:
   one per image, of the types that wording alone betrays least
     python data_prep/make_hallucinations.py --input captions.jsonl --output subtle.jsonl \\
         --num-hallucinated 1 --captions-per-image 1 --types object,action,attribute
+  with another generator, whose options --backend NAME --help lists
+    python data_prep/make_hallucinations.py --input captions.jsonl --output naive.jsonl --backend naive --select first
   look at a few before the long run
     python data_prep/make_hallucinations.py --input captions.jsonl --output try.jsonl --limit 20
 
+More candidates are made than kept (--candidates), and those are chosen (--select balanced) by which words, pairs of
+words and lengths are as frequent as in the true captions. What the choice needs to know about the whole input is learnt
+in a first pass and kept beside the output.
 With --captions-per-image N the first N captions that offer an edit are used; one that offers none is passed over.
 Run the same command again after an interrupt or a kill: it goes on where it ended. The result is a function of input
 and settings, byte for byte, whatever --workers says; memory does not grow with the number of records.
@@ -27,6 +32,7 @@ from typing import Any
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The arguments, and those that belong to the chosen backend."""
     from hacl.hallucinate.generators import BACKENDS, backend_options
+    from hacl.hallucinate.select import CANDIDATES
 
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--backend", choices=tuple(BACKENDS), default="lexical")
@@ -42,6 +48,16 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[s
     parser.add_argument("--captions-per-image", type=int, metavar="N", help="only so many (default: all)")
     parser.add_argument("--limit", type=int, help="only the first so many records")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--select",
+        choices=("balanced", "first"),
+        default="balanced",
+        help="balanced: choose so that wording betrays none (default); first: the generator's own choice",
+    )
+    parser.add_argument("--candidates", type=int, default=CANDIDATES, metavar="N", help="per caption, to choose from")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: a Ray cluster (RAY_ADDRESS; needs ray[data])"
+    )
     parser.add_argument("--overwrite", action="store_true", help="start again instead of going on")
     group = parser.add_argument_group(f"options of the backend {backend}")
     own = backend_options(backend)
@@ -54,7 +70,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[s
             choices = option.choices or None
             group.add_argument(flag, type=option.kind, default=option.default, choices=choices, help=option.help)
     arguments = parser.parse_args(argv)
-    for name in ("num_hallucinated", "captions_per_image", "limit", "workers"):
+    for name in ("num_hallucinated", "captions_per_image", "limit", "workers", "candidates"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if arguments.output.suffix == ".json":
@@ -76,9 +92,9 @@ def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
 
     from tqdm import tqdm
 
-    from hacl.data.parallel import available_cores
+    from hacl.data.parallel import available_cores, ordered_map
     from hacl.hallucinate.annotate import annotate
-    from hacl.hallucinate.first_pass import take_survey
+    from hacl.hallucinate.first_pass import take_balance, take_survey
     from hacl.hallucinate.generators import backend_class, make_hallucinator
 
     types = sorted(set(arguments.types.split(","))) if arguments.types else None
@@ -90,6 +106,11 @@ def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     recipe = partial(
         make_hallucinator, arguments.backend, seed=arguments.seed, types=types, survey=summary.survey, **options
     )
+    if arguments.select == "balanced":
+        wanted = {"k": arguments.num_hallucinated, "candidates": arguments.candidates, "seed": arguments.seed}
+        weights = arguments.output.with_name(arguments.output.name + ".balance.json")
+        balance = take_balance(recipe(), summary, beside=weights, **wanted)
+        recipe = partial(recipe, balance=balance, candidates=arguments.candidates)
     made_by = recipe().settings()
     settings = {
         "backend": arguments.backend,
@@ -98,6 +119,9 @@ def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
         "captions_per_image": arguments.captions_per_image,
         "input_sha256": summary.sha256,
     }
+    mapped = ordered_map
+    if arguments.engine == "ray":
+        from hacl.hallucinate.ray_engine import ray_map as mapped
     total = min(summary.records, arguments.limit or summary.records)
 
     def progress(counts, resumed):
@@ -116,6 +140,7 @@ def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
         settings=settings,
         overwrite=arguments.overwrite,
         workers=workers,
+        mapped=mapped,
         progress=progress,
     )
     made = sum(report.types.values())

@@ -63,13 +63,15 @@ def annotate(
     settings: dict,
     overwrite: bool = False,
     workers: int = 1,
+    mapped: Callable = ordered_map,
     progress: Callable[[Iterable, int], Iterable] | None = None,
 ) -> AnnotationReport:
     """Write the records of `source` with `num_hallucinated` hallucinated captions per caption to `output` (JSONL).
 
     recipe: makes the generator, once per process (picklable where workers > 1). captions_per_image: how many captions
     of a record to edit: the first ones that offer an edit, the others are passed over. settings: kept beside the
-    output, which is only continued under equal ones. progress: wraps the iterable of finished records' counts, called
+    output, which is only continued under equal ones. mapped: what shares out the work, `ordered_map` or another with
+    its promises. progress: wraps the iterable of finished records' counts, called
     with (counts, resumed). An interrupt (Ctrl-C) ends the run in good order with `stopped` set.
 
     Raises:
@@ -86,7 +88,7 @@ def annotate(
     report = _resume(output, rows)
     left = None if limit is None else max(0, limit - report.resumed)
     work = partial(_annotate_chunk, num_hallucinated, captions_per_image)
-    done = ordered_map(recipe, work, chunked(islice(rows, left), CHUNK), workers=workers)
+    done = mapped(recipe, work, chunked(islice(rows, left), CHUNK), workers=workers)
     with output.open("ab") as out:
         try:
             counts = _write(done, out, report)

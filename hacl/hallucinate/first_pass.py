@@ -14,6 +14,9 @@ from typing import Any
 from hacl.data.hashes import HashSet, hash64
 from hacl.data.parallel import ordered_map
 from hacl.data.records import Record, RecordError, iter_raw, parse_record
+from hacl.hallucinate.backends.base import Backend
+from hacl.hallucinate.balance import Balance
+from hacl.hallucinate.select import fit_balance
 from hacl.hallucinate.survey import Survey
 
 
@@ -48,6 +51,30 @@ def take_survey(path: Path, *, workers: int = 1, beside: Path | None = None) -> 
         beside.parent.mkdir(parents=True, exist_ok=True)
         write_json(beside, {"input_sha256": digest, "survey": survey.to_json()})
     return InputSummary(digest, survey)
+
+
+def take_balance(
+    backend: Backend, summary: InputSummary, *, k: int, candidates: int, seed: int, beside: Path | None = None
+) -> Balance:
+    """Fit the balance of `backend` on the survey's sample, or take it from the file `beside`, written otherwise.
+
+    The file is used where input, settings, k and candidates are the same. Both ways give the same numbers.
+    """
+    made_from = {"input_sha256": summary.sha256, "backend": backend.name, "settings": backend.settings(), "k": k,
+                 "candidates": candidates, "seed": seed}  # fmt: skip
+    made_from = json.loads(json.dumps(made_from))
+    if beside is not None and beside.is_file():
+        try:
+            content = json.loads(beside.read_text(encoding="utf-8"))
+            if content["made_from"] == made_from:
+                return Balance.from_json(content["balance"])
+        except (ValueError, KeyError, TypeError):
+            pass  # of another version, or damaged: fitted again
+    fitted = fit_balance(backend, summary.survey, k=k, candidates=candidates, seed=seed).to_json()
+    if beside is not None:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        write_json(beside, {"made_from": made_from, "balance": fitted})
+    return Balance.from_json(fitted)
 
 
 def located(path: Path) -> Iterator[tuple[str, Record]]:

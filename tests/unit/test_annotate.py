@@ -14,10 +14,11 @@ import pytest
 
 from hacl.data.records import HallucinatedCaption, Record, read_records, write_records
 from hacl.hallucinate.annotate import AnnotationReport, annotate
-from hacl.hallucinate.first_pass import take_survey
+from hacl.hallucinate.first_pass import take_balance, take_survey
 from hacl.hallucinate.lexical import LexicalHallucinator
 
 ROOT = Path(__file__).parents[2]
+MAKE = [sys.executable, "data_prep/make_hallucinations.py"]
 
 
 def command(script, *arguments, **options):
@@ -138,12 +139,26 @@ def test_no_records_give_an_empty_output(tmp_path):
     assert make(source, output).records == 0 and output.read_bytes() == b""
 
 
+def test_a_balance_is_fitted_once_and_kept_for_the_same_input_and_settings(tmp_path, monkeypatch):
+    source, beside = tmp_path / "in.jsonl", tmp_path / "out.balance.json"
+    write_rows(source, varied(8))
+    summary = take_survey(source)
+    wanted = {"k": 2, "candidates": 6, "seed": 0, "beside": beside}
+    fitted = take_balance(LexicalHallucinator(survey=summary.survey), summary, **wanted)
+    monkeypatch.setattr("hacl.hallucinate.first_pass.fit_balance", lambda *a, **k: pytest.fail("fitted again"))
+    assert take_balance(LexicalHallucinator(survey=summary.survey), summary, **wanted) == fitted
+    with pytest.raises(pytest.fail.Exception):
+        take_balance(LexicalHallucinator(survey=summary.survey), summary, **{**wanted, "k": 3})
+    beside.write_text("{}")
+    with pytest.raises(pytest.fail.Exception):
+        take_balance(LexicalHallucinator(survey=summary.survey), summary, **wanted)
+
+
 def test_a_killed_command_goes_on_to_the_same_bytes_with_another_number_of_workers(tmp_path):
     source = tmp_path / "in.jsonl"
     write_rows(source, varied(900))
     outputs = [tmp_path / name for name in ("whole.jsonl", "killed.jsonl")]
-    words = [[sys.executable, "data_prep/make_hallucinations.py", "--input", str(source), "--output", str(output)]
-             for output in outputs]  # fmt: skip
+    words = [[*MAKE, "--select", "first", "--input", str(source), "--output", str(output)] for output in outputs]
     assert subprocess.run([*words[0], "--workers", "1"], cwd=ROOT, capture_output=True).returncode == 0
     process = subprocess.Popen([*words[1], "--workers", "2"], cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (outputs[1].exists() and outputs[1].stat().st_size):
@@ -249,7 +264,16 @@ def test_the_command_says_what_to_do_about_records_left_without_any(tmp_path):
 def test_ctrl_c_loses_no_written_line(tmp_path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_records(source, captioned(2_000))
-    words = [sys.executable, "data_prep/make_hallucinations.py", "--input", str(source), "--output", str(output)]
+    words = [
+        sys.executable,
+        "data_prep/make_hallucinations.py",
+        "--select",
+        "first",
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+    ]
     process = subprocess.Popen(
         words,
         cwd=ROOT,
