@@ -1,0 +1,16 @@
+"""Steering: vectors added to a model's hidden states while it reads and writes, without changing its weights."""
+
+from hacl.steering.compose import ComposeSteerer
+from hacl.steering.operators import Shift
+from hacl.steering.positions import PositionPolicy
+from hacl.steering.session import Session, steering
+from hacl.steering.static import MeanSteerer, RandomSteerer, TableSteerer
+from hacl.steering.steerer import ContextSpec, Steerer
+from hacl.steering.trace import Stats, SteeringWarning, Trace
+from hacl.steering.vectors import ArtefactError, Provenance, load_steerer, save_steerer
+
+__all__ = [
+    "ArtefactError", "ComposeSteerer", "ContextSpec", "MeanSteerer", "PositionPolicy", "Provenance", "RandomSteerer",
+    "Session", "Shift", "Stats", "Steerer", "SteeringWarning", "TableSteerer", "Trace", "load_steerer", "save_steerer",
+    "steering",
+]  # fmt: skip

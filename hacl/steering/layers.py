@@ -1,0 +1,78 @@
+"""Which decoder blocks a layer's index or name means.
+
+Layer `l` is the residual stream at the OUTPUT of decoder block `l`, counted from 0 (entry `l + 1` of a stock model's
+`hidden_states`, except that the last entry there is taken after the final norm).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from hacl.models.adapters import Adapter
+
+LayerKey = int | str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder block. index: from 0; name: its full module name in the stock model; module: the block."""
+
+    index: int
+    name: str
+    module: nn.Module
+
+    def __str__(self) -> str:
+        return f"{self.index} ({self.name})"
+
+
+def decoder_layers(adapter: Adapter) -> list[Layer]:
+    """All decoder blocks, found by structure, in order."""
+    names = {id(module): name for name, module in adapter.model.named_modules()}
+    return [Layer(index, names[id(block)], block) for index, block in enumerate(adapter.blocks)]
+
+
+def resolve_layer(key: LayerKey, layers: list[Layer]) -> Layer:
+    """The block that `key` means: an index, a negative index, a full module name, or the unique end of one.
+
+    Raises:
+        ValueError: no block is meant, or several; near names are listed.
+    """
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise ValueError(f"layer {key!r}: expected an index or the name of a decoder block")
+    if isinstance(key, int):
+        if not -len(layers) <= key < len(layers):
+            raise ValueError(
+                f"layer {key}: the model has decoder blocks 0 to {len(layers) - 1} (or -{len(layers)} to -1)"
+            )
+        return layers[key]
+    found = [layer for layer in layers if layer.name == key] or [
+        layer for layer in layers if key and layer.name.endswith("." + key)
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = [layer.name for layer in layers]
+    near = difflib.get_close_matches(key, names, n=3, cutoff=0.3) or names[:3]
+    problem = f"means {len(found)} decoder blocks" if found else "is no decoder block"
+    raise ValueError(f"layer {key!r} {problem}; near names: {', '.join(near)}")
+
+
+def resolve_layers(keys: Iterable[LayerKey], layers: list[Layer]) -> dict[LayerKey, Layer]:
+    """{key: block} for every key.
+
+    Raises:
+        ValueError: no key at all, an unknown one, or two keys that mean the same block.
+    """
+    found: dict[LayerKey, Layer] = {}
+    for key in keys:
+        layer = resolve_layer(key, layers)
+        same = next((other for other, known in found.items() if known.index == layer.index), None)
+        if same is not None:
+            raise ValueError(f"layers {same!r} and {key!r} both mean block {layer}; name it once")
+        found[key] = layer
+    if not found:
+        raise ValueError("no layer to steer: name decoder blocks in layers=")
+    return found
