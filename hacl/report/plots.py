@@ -164,6 +164,7 @@ def states_figure(panels: Sequence[dict[str, Any]]) -> str | None:
             title += f"\n{100 * sum(panel['explained']):.0f}% of the variance"
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("component 1")
+        axis.tick_params(labelbottom=True)  # also where the panel below is empty
     axes[0].set_ylabel("component 2")
     _legend(figure, axes[: len(panels)])
     return _png(figure)

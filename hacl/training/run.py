@@ -18,7 +18,7 @@ from hacl.data.records import Record
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.gather import Gather
 from hacl.training import build, caches, callbacks, checks, manifest, runtime
-from hacl.training.diagnostics_callback import StateDiagnostics
+from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
 from hacl.training.trainer import DataError, HaclTrainer
 
@@ -66,6 +66,8 @@ def read_inputs(config: Config) -> Inputs:
         if part:
             dataset = build_dataset(config, inputs, part, pixels=False)
             checks.check_samples(dataset, where, labels=config.objective.lm_weight > 0)
+    if config.log.diagnostic_steps:
+        usable_records(eval_records or records, config.log.diagnostic_count)
     return inputs
 
 
