@@ -103,7 +103,8 @@ class ImageContext:
         others = self._seen - {"person"} or self._seen
         if not others:
             return 0.0
-        return sum(any({name, other} <= scene for scene in self.lexicon.scenes) for other in others) / len(others)
+        company = self.lexicon.company_of(name)
+        return sum(other in company for other in others) / len(others)
 
     def suits(self, name: str) -> float:
         """Relative plausibility of an absent object in this image."""

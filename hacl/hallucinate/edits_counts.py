@@ -30,7 +30,8 @@ _ONE_ONLY = frozenset(
 )
 _GROUPS = frozenset("group couple pair family team crowd people".split())
 _WORDS_OF_NUMBER = frozenset("two three four five six several many pair couple both some few multiple various".split())
-_VALUES = {"two": 2, "three": 3, "four": 4}
+_VAGUE = frozenset({"some", "many", "several", "multiple", "various"})
+_VALUES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 
 
 def count_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
@@ -43,6 +44,9 @@ def count_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidat
             yield from _more(context, at)
         elif word.text in context.lexicon.numbers or word.text == "several":
             yield from _one(context, at)
+            yield from _other(context, at)
+        elif word.text in _VAGUE or (word.text not in FUNCTION_WORDS and at + 1 <= len(words)):
+            yield from _bare(context, at)
 
 
 def _head(context: ImageContext, at: int) -> tuple[int, int, Mention | None] | None:
@@ -117,6 +121,43 @@ def _fixes(context: ImageContext, at: int, stop: int) -> list[Replacement] | Non
     ):
         return None
     return []
+
+
+def _other(context: ImageContext, at: int) -> Iterator[Candidate]:
+    """ "two giraffes" -> "three giraffes", where words that are no nouns follow."""
+    words = context.words
+    mention = next((m for m in context.mentions if at < m.first <= at + 3 and m.plural), None)
+    old = context.lexicon.numbers.get(words[at].text)
+    if mention is None or old is None:
+        return
+    count = context.count(mention.kind.name)
+    for word, value in _VALUES.items():
+        if value != old and (count is None and value > old or count is not None and value > max(count, old)):
+            claims = frozenset({word, "several", "many"})
+            yield make(context, "number", [Replacement(words[at].start, words[at].end, word)], word, claims=claims)
+
+
+def _bare(context: ImageContext, at: int) -> Iterator[Candidate]:
+    """ "cars", "some cars", "many cars" -> "two cars", where at least five are annotated or many are spoken of."""
+    words = context.words
+    vague = words[at].text in _VAGUE
+    mention = next((m for m in context.mentions if m.first == at + vague and m.plural), None)
+    if mention is None or (at and words[at - 1].text not in FUNCTION_WORDS - {"the", "their", "his", "her", "its"}):
+        return
+    count = context.count(mention.kind.name)
+    if (
+        count is None
+        and words[at].text != "many"
+        or count is not None
+        and count < 5
+        or _WORDS_OF_NUMBER & context.said - _VAGUE
+    ):
+        return
+    end = words[at].end if vague else words[at].start
+    for word in ("two", "three"):
+        text = word if vague else word + " "
+        edit = Replacement(words[at].start, end, text)
+        yield make(context, "number", [edit], word, claims=frozenset({word}))
 
 
 def _one(context: ImageContext, at: int) -> Iterator[Candidate]:

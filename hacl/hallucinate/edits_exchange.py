@@ -135,7 +135,7 @@ def _attested(context: ImageContext, governor: str, noun: str, at: int) -> bool:
     if used_after(context, governor, noun):
         return True
     before = context.words[at - 1].text if at else ""
-    return governor in ("", "and", "of", "or") and (before, noun.split()[0]) in context.bank.bigrams
+    return governor == "" and (before, noun.split()[0]) in context.bank.bigrams
 
 
 def used_after(context: ImageContext, governor: str, noun: str) -> bool:

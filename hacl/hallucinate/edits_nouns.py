@@ -20,6 +20,9 @@ _MIXED = frozenset(
 )
 _AGES = frozenset("young old elderly older younger adult baby male female".split())
 _JOINABLE = frozenset(("", "with", "has", "have", "holding", "including", "near", "to", "beside", "by"))
+_GOVERNORS = frozenset(
+    "with has have holding including near beside by and on of behind under carrying containing".split()
+)
 _CONTINUES = frozenset("on in at near next by under beside behind sitting standing lying laying".split())
 _LEAST_SHARE = 0.6  # of the things seen must suit an object that is added
 
@@ -157,12 +160,26 @@ def _places(context: ImageContext) -> Iterator[tuple[int, ObjectKind | None]]:
         continues = listed if ends else after[0].text in _CONTINUES
         if continues and not any(is_finite_singular(word.text) for word in after):
             yield words[mention.stop - 1].end, mention.kind
+    if context.bank is not None:
+        yield from _more_places(context)
     last = context.mentions[-1] if context.mentions else None
     named = last is not None and last.stop == len(words)
     if context.bank is not None:
         named = named or words[-1].text in context.bank.nouns
     if text[words[-1].end :].strip() in ("", ".") and (named or words[-1].text in context.lexicon.end_nouns):
         yield words[-1].end, None
+
+
+def _more_places(context: ImageContext) -> Iterator[tuple[int, ObjectKind | None]]:
+    """After governed things before a preposition: "with a sink and television [and a lamp] in it"."""
+    words = context.words
+    for mention in context.mentions:
+        phrase = noun_phrase(context, mention)
+        governed = phrase is not None and phrase.before in _GOVERNORS and mention.word in mention.kind.words
+        if not governed or ends_at(context, mention.stop) or words[mention.stop].text not in ("on", "in", "near", "by"):
+            continue
+        if not any(is_finite_singular(word.text) for word in words[mention.stop :]):
+            yield words[mention.stop - 1].end, mention.kind
 
 
 def _draw_some(weights: dict[str, float], count: int, draw: random.Random) -> list[str]:

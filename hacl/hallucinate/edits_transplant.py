@@ -1,4 +1,5 @@
-"""Put another caption's words in a caption's place: what the subject does (event), where it ends (insertion)."""
+"""Put another caption's words in a caption's place: what its subject does (event), what else is said
+of it (other), where it ends (insertion)."""
 
 from __future__ import annotations
 
@@ -7,24 +8,31 @@ from collections.abc import Iterator, Sequence
 
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.edits_words import make
-from hacl.hallucinate.english import Replacement
-from hacl.hallucinate.phrase_bank import Phrase, last_place, subject_and_verb, verb_form
+from hacl.hallucinate.english import Replacement, words_of
+from hacl.hallucinate.phrase_bank import Phrase, form_at, last_place, openings, verb_form
 
-_TRIES = 60  # phrases looked at for one place
-_NEAR = ("next to", "near", "beside", "behind", "in front of", "by", "with", "close to")
+_TRIES = 120  # phrases looked at for one place
 
 
 def transplant_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
     """Phrases of other captions that name something absent, of about the length of what they replace."""
     if context.bank is None:
         return
-    if (found := subject_and_verb(context)) is not None:
-        mention, at = found
-        phrases = context.bank.events.get((mention.kind.group, verb_form(context, at)), ())
-        yield from _replace(context, at, phrases, "event", draw, most=6)
+    for classes, at in openings(context):
+        form = form_at(context, at)
+        events = context.bank.events
+        phrases = [phrase for name in classes[:-1] for phrase in events.get((name, form), ())]
+        if len(phrases) < 40 and not form_is_of_persons(form):
+            phrases += events.get((classes[-1], form), ())
+        kind = "event" if verb_form(context, at) or form in ("ed", "that", "which", "who") else "other"
+        yield from _replace(context, at, phrases, kind, draw, most=6)
     if (at := last_place(context)) is not None:
-        near = [phrase for phrase in context.bank.places if phrase.text.lower().startswith(_NEAR)]
-        yield from _replace(context, at, near, "insertion", draw, most=6)
+        yield from _replace(context, at, context.bank.near, "insertion", draw, most=6)
+
+
+def form_is_of_persons(form: str) -> bool:
+    """Whether what begins so tells what somebody does, which not every subject can do."""
+    return form in ("ing", "finite", "who")
 
 
 def _replace(
@@ -36,9 +44,9 @@ def _replace(
     for phrase in draw.sample(phrases, min(_TRIES, len(phrases))):
         absent = phrase.names - context.present
         known = context.present & phrase.names
-        if made == most or not absent or abs(phrase.words - length) > 1 or phrase.text.lower() == old.lower():
+        if made == most or not absent or abs(phrase.words - length) > 2 or phrase.text.lower() == old.lower():
             continue
-        if not absent <= context.lexicon.objects.keys() or (kind == "event" and not _surely(context, phrase)):
+        if not absent <= context.lexicon.objects.keys() or (kind != "insertion" and not _surely(context, phrase)):
             continue
         made += 1
         new = phrase.text[0].lower() + phrase.text[1:]
@@ -48,7 +56,5 @@ def _replace(
 
 def _surely(context: ImageContext, phrase: Phrase) -> bool:
     """Whether a thing it surely names (and not only hints at) is absent."""
-    from hacl.hallucinate.english import words_of
-
     named = {m.kind.name for m in context.lexicon.mentions(words_of(phrase.text)) if m.word in m.kind.words}
     return bool(named - context.present)

@@ -188,13 +188,30 @@ class Lexicon:
         """Names to expect in the places a text speaks of."""
         return {name for word in words for name in self.settings.get(singular(word.text), ())}
 
+    @cached_property
+    def _company(self) -> dict[str, frozenset[str]]:
+        names = {name for scene in self.scenes for name in scene}
+        return {name: frozenset().union(*(scene for scene in self.scenes if name in scene)) for name in names}
+
+    def company_of(self, name: str) -> frozenset[str]:
+        """Names that occur in a scene with `name`, itself included."""
+        return self._company.get(name, frozenset())
+
+    @cached_property
+    def _same(self) -> dict[str, frozenset[str]]:
+        return {}
+
     def same(self, word: str) -> frozenset[str]:
         """The word, its number forms, and the words that make it true."""
-        forms = {word, plural(word), singular(word)}
-        for group in self.alike:
-            if group & forms:
-                forms |= group
-        return frozenset(forms)
+        if word not in self._same:
+            forms = {word, plural(word), singular(word)}
+            for group in self.alike:
+                if group & forms:
+                    forms |= group
+            if len(self._same) > 100_000:
+                self._same.clear()
+            self._same[word] = frozenset(forms)
+        return self._same[word]
 
     def is_a(self, noun: str, allowed: frozenset[str]) -> bool:
         """Whether a noun (any number) is in `allowed`, itself or by the group of its kind."""

@@ -22,8 +22,14 @@ PREPOSITIONS = tuple(
         "outside;against;through;across;along;around;into;onto;from;down;up;past;between;towards;toward;to;off;atop"
     ).split(";")
 )
+_BY_FIRST_WORD = {
+    first: tuple(phrase for phrase in PREPOSITIONS if phrase[0] == first) for first in {p[0] for p in PREPOSITIONS}
+}
 _NOT_BEFORE_SUBJECTS = FUNCTION_WORDS - DETERMINERS - {"there", "of"}
-_UNFIT = frozenset("he she his her him it its they their them each other one another who which that himself".split())
+_NEAR = ("next to", "near", "beside", "behind", "in front of", "by", "with", "close to")
+_ANY, _PERSON = "#any", "#person"
+_DOERS = ("er", "or", "ist", "ers", "ors", "ists")
+_UNFIT = frozenset("he she his her him they their them each other one another who which that himself".split())
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,20 @@ class Phrase:
 
 @dataclass(frozen=True)
 class PhraseBank:
-    """events: (subject's group, form of the verb) -> what such subjects do; places: what captions end in, from a
-    preposition on; pairs: (preposition or verb, head noun after it, or a class of it) -> how often; doers: (group,
-    verb) -> how often; bigrams: (word, word) -> how often."""
+    """events: (class of the subject, what the phrase begins with) -> what is said of such subjects; places: what
+    captions end in, from a preposition on; pairs: (preposition or verb, head noun after it, or a class of it) -> how
+    often; doers: (group, verb) -> how often; bigrams: (word, word) -> how often."""
 
     events: Mapping[tuple[str, str], tuple[Phrase, ...]] = field(default_factory=dict)
     places: tuple[Phrase, ...] = ()
     pairs: Mapping[tuple[str, str], int] = field(default_factory=dict)
     doers: Mapping[tuple[str, str], int] = field(default_factory=dict)
     bigrams: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @cached_property
+    def near(self) -> tuple[Phrase, ...]:
+        """The places that tell what something is near to."""
+        return tuple(phrase for phrase in self.places if phrase.text.lower().startswith(_NEAR))
 
     @cached_property
     def nouns(self) -> frozenset[str]:
@@ -66,16 +77,17 @@ def phrase_bank(records: Iterable[Record], lexicon: Lexicon) -> PhraseBank:
             words = [word.text for word in context.words]
             bigrams.update(zip(words, words[1:], strict=False))
             for at in range(len(words)):
-                length = preposition_at(context, at) or _is_verb(words[at])
+                length = preposition_at(context, at) or _is_verb(words[at]) or words[at] in ("of", "and", "or")
                 if length and (head := head_noun(context, at + length)):
                     governor = " ".join(words[at : at + length])
                     pairs.update((governor, noun) for noun in (head, *lexicon.classes_of(head)))
             if (found := subject_and_verb(context)) is not None:
                 mention, at = found
-                group = mention.kind.group
-                doers[group, words[at]] += 1
+                doers[mention.kind.group, words[at]] += 1
+            for classes, at in openings(context):
                 if phrase := _rest(context, at):
-                    events.setdefault((group, verb_form(context, at)), []).append(phrase)
+                    for name in (name for name in classes if _is_apt(phrase, name)):
+                        events.setdefault((name, form_at(context, at)), []).append(phrase)
             if (at := last_place(context)) and (phrase := _rest(context, at)):
                 places.append(phrase)
     return PhraseBank({key: tuple(value) for key, value in events.items()}, tuple(places), pairs, doers, bigrams)
@@ -84,7 +96,7 @@ def phrase_bank(records: Iterable[Record], lexicon: Lexicon) -> PhraseBank:
 def preposition_at(context: ImageContext, at: int) -> int:
     """Number of words of the preposition that starts at word `at`, 0 where there is none."""
     words = context.words
-    for phrase in PREPOSITIONS:
+    for phrase in _BY_FIRST_WORD.get(words[at].text, ()):
         if all(at + i < len(words) and words[at + i].text == part for i, part in enumerate(phrase)):
             return len(phrase)
     return 0
@@ -112,9 +124,40 @@ def subject_and_verb(context: ImageContext) -> tuple[Mention, int] | None:
             return None
         if mention.stop == len(context.words) or ends_at(context, mention.stop):
             continue
-        if noun_phrase(context, mention) is not None and verb_form(context, mention.stop):
-            return mention, mention.stop
+        if noun_phrase(context, mention) is None:
+            continue
+        return (mention, mention.stop) if verb_form(context, mention.stop) else None
     return None
+
+
+def openings(context: ImageContext) -> list[tuple[tuple[str, ...], int]]:
+    """(classes of the subject, word at which what is said of it begins) for each such beginning.
+
+    The first preposition or verb after the caption's first noun begins it, and so does each -ing verb soon after.
+    """
+    words, found = context.words, []
+    classes: tuple[str, ...] = ()
+    for at in range(1, min(len(words) - 1, 10)):
+        before = words[at - 1].text
+        if before in FUNCTION_WORDS or apart(context.text, words[at - 1], words[at]):
+            continue
+        form = form_at(context, at)
+        if not classes and form and not _is_verb(before):
+            classes = (*context.lexicon.classes_of(before), _ANY) if not before.endswith(_DOERS) else (_PERSON, _ANY)
+            found.append((classes, at))
+        elif classes and form == "ing" and (before in context.lexicon.end_nouns or context.lexicon.classes_of(before)):
+            found.append((classes, at))
+    return found
+
+
+def form_at(context: ImageContext, at: int) -> str:
+    """The preposition that begins at word `at`, or the form of the verb there, "" for neither."""
+    if length := preposition_at(context, at):
+        return " ".join(word.text for word in context.words[at : at + length])
+    word = context.words[at].text
+    if word in ("that", "which", "who", "full"):
+        return word
+    return verb_form(context, at) or ("ed" if len(word) > 4 and word.endswith("ed") else "")
 
 
 def last_place(context: ImageContext) -> int | None:
@@ -137,6 +180,11 @@ def last_place(context: ImageContext) -> int | None:
         )
         return at if whole and words[at - 1].text not in FUNCTION_WORDS else None
     return None
+
+
+def _is_apt(phrase: Phrase, name: str) -> bool:
+    """Whether a phrase about a thing may be said of a class of subjects: persons are no "it"."""
+    return name != _PERSON or not {"it", "its"} & set(phrase.text.lower().split())
 
 
 def _rest(context: ImageContext, at: int) -> Phrase | None:

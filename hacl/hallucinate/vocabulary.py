@@ -120,6 +120,26 @@ def _attributes() -> tuple[AttributeSet, ...]:
         _state("taste", "striped=plain; plain=striped; floral=striped", "shirt tie dress umbrella couch blanket"),
         _state("cooked", "cooked=raw; raw=cooked; sliced=whole; baked=raw", "meat food carrot vegetable apple chicken"),
         _state("sex", "male=female; female=male", "skier surfer player skateboarder snowboarder rider"),
+        _state(
+            "other",
+            "golden=black,silver; gold=black,silver; tan=green,blue; beige=green,blue; colorful=grey,plain; "
+            "deserted=crowded; flat=steep; steep=flat; brick=wooden; concrete=wooden; paved=dirt; shiny=rusty; "
+            "rusty=shiny; dark=bright; bright=dark; narrow=wide; wide=narrow; round=square; square=round; thin=thick; "
+            "thick=thin; hot=cold; cold=hot; fresh=frozen,rotten; frozen=fresh; ripe=unripe; public=private; "
+            "indoor=outdoor; outdoor=indoor; fancy=plain; happy=sad; sad=happy; double=single; single=double; "
+            "left=right; right=left; curved=straight; lush=dry; quiet=busy; rocky=sandy; hilly=flat; wild=tame; "
+            "forested=sandy; leafy=bare; bare=leafy; wooded=sandy; fluffy=bald; furry=bald; ornate=plain; "
+            "decorative=plain; simple=ornate; cooked=raw; boiled=fried; fried=boiled; grilled=raw; sliced=whole; "
+            "sunny=rainy; rainy=sunny; cloudy=sunny; snowy=sandy,grassy; grassy=sandy,snowy; sandy=grassy,snowy; "
+            "empty=full,crowded; full=empty; crowded=empty; busy=quiet; open=closed; closed=open; wet=dry; dry=wet; "
+            "clean=dirty; dirty=clean; messy=tidy; cluttered=tidy; neat=messy; old=new,modern; new=old; modern=old; "
+            "antique=modern; vintage=modern; wooden=metal,plastic,stone; metal=wooden,plastic; plastic=wooden,metal; "
+            "glass=wooden,metal; stone=wooden,metal; striped=plain; floral=striped; young=old,elderly; baby=adult; "
+            "adult=baby; long=short; short=long,tall; tall=short; deep=shallow; smiling=frowning; "
+            "male=female; female=male; gray=blue,green; grey=blue,green; electric=wooden; paper=plastic,metal; "
+            "blonde=dark; bald=bearded; bearded=bald; decorated=plain; calm=rough; rough=calm; upper=lower",
+            not_nouns="time boy girl",
+        ),
         _state("skill", "calm=rough; rough=calm", "water ocean sea wave lake"),
     )
 
