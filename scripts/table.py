@@ -1,6 +1,6 @@
 """One table of many evaluated runs: CSV, JSON, Markdown, LaTeX rows and an HTML page with plots.
 
-python scripts/tabulate.py control=runs/a hacl=runs/b --metrics accuracy f1 --out tables
+python scripts/table.py control=runs/a hacl=runs/b --metrics accuracy f1 --out tables
 
 A run is a folder of scripts/evaluate.py or a report of scripts/score.py. Reports of one benchmark that were scored in
 different ways (dialect, parser, split, references, scorer version) are refused, not mixed.
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(as_markdown(build_table(read_runs(options.runs), metrics=options.metrics)))
     except (ValueError, OSError) as error:
-        print(f"tabulate: {error}", file=sys.stderr)
+        print(f"table: {error}", file=sys.stderr)
         return 2
     print("written: " + ", ".join(map(str, paths)))
     return 0
