@@ -48,11 +48,11 @@ class RecordStream:
         """The batches of this epoch from `start` on that one worker makes."""
         size = self.batch_size * self.ranks
         batch: list[tuple[str, Any]] = []
-        number = self.start
-        for place in self._order(self.start * size):
+        number = first = self.start
+        for place in self._order(first * size):
             batch.append(place)
             if len(batch) == size:
-                if (number - self.start) % workers == worker:
+                if (number - first) % workers == worker:
                     yield self._mine(batch)
                 batch, number = [], number + 1
         if batch and number == 0 and worker == 0:

@@ -171,3 +171,31 @@ def test_json_is_read_piece_by_piece_as_a_whole_read_would(tmp_path, monkeypatch
         path.write_text(broken)
         with pytest.raises(json.JSONDecodeError):
             list(iter_json_list(path))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_of_streamed_samples_goes_on_where_it_was_left(tmp_path, tiny_llava, workers):
+    from hacl.config import load_config
+    from hacl.data.dataset import TrainingDataset
+    from hacl.data.stream_dataset import StreamDataset, StreamLoader
+    from hacl.training.build import build_encoder, load_processor
+    from tests.tiny import write_tiny_records
+
+    path = write_tiny_records(tmp_path, 22)
+    config = load_config(None, [f"model.path={tiny_llava}"])
+    encoder = build_encoder(load_processor(config.model), config.data)
+
+    def loader():
+        samples = TrainingDataset([], encoder, image_root=tmp_path, objective=config.objective, seed=0)
+        made = StreamDataset(stream(open_source(str(path))), samples)
+        return StreamLoader(made, lambda batch: [(s.record_id, tuple(s.pixels[0].shape)) for s in batch],
+                            num_workers=workers)  # fmt: skip
+
+    whole = loader()
+    expected = [*whole, *whole]
+    assert len(expected) == 10 and whole.state_dict()["epoch"] == 2
+    first = loader()
+    taken = [batch for _, batch in zip(range(3), first, strict=False)]
+    second = loader()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert taken + [*second, *second] == expected
