@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hacl.evaluation.runner.checks import check_batching, shown_prompt, spread
 from hacl.evaluation.runner.decoding import Decoding
 from hacl.evaluation.runner.evaluate import BENCHMARKS, PAIRED, Evaluation, Settings, check_benchmarks
 from hacl.evaluation.runner.hub import fetch
@@ -95,12 +94,12 @@ def settings_of(options: argparse.Namespace, command_line: str) -> Settings:
 
 def look(evaluation: Evaluation, benchmark: str) -> str:
     """One prompt as the model reads it and the reply (or log-likelihood) to it."""
-    plan = evaluation.plan(benchmark)
-    requests = evaluation.requests(plan)
-    answerer = evaluation.answerer(benchmark)
     from hacl.evaluation.generation import Generator
     from hacl.evaluation.runner.ask import open_images
+    from hacl.evaluation.runner.checks import shown_prompt
 
+    requests = evaluation.requests(evaluation.plan(benchmark))
+    answerer = evaluation.answerer(benchmark)
     generator = Generator(evaluation.model, evaluation.processor, template=evaluation.template)
     first = requests[0]
     row = answerer.answer([first], open_images([first]))[0]
@@ -143,6 +142,8 @@ def text_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _batching_holds(evaluation: Evaluation, benchmark: str, count: int) -> bool:
+    from hacl.evaluation.runner.checks import check_batching, spread
+
     if count < 1:
         raise ValueError(f"--check-batching {count}: give the number of questions to compare")
     requests = spread(evaluation.requests(evaluation.plan(benchmark)), count)
