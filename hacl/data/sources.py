@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,6 +19,8 @@ from urllib.parse import parse_qsl
 from hacl.data.json_stream import first_character
 from hacl.data.parquet import from_row
 from hacl.data.records import Record, RecordError, iter_raw, parse_record
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
 class Source(ABC):
@@ -123,6 +126,10 @@ class HubSource(Source):
             raise ValueError(
                 f"{text}: {'unknown ' + ', '.join(sorted(unknown)) if unknown else 'no name'}; write "
                 "hub:owner/name?split=train&revision=COMMIT&config=NAME&columns=caption:sentence"
+            )
+        if not _HUB_NAME.fullmatch(name) or Path(name).exists():
+            raise ValueError(
+                f"{text}: {name!r} is no name on the Hub, or that of a local folder; name files as they are"
             )
         self.name, self.options = name, options
         pairs = (pair.partition(":") for pair in options.get("columns", "").split(",") if pair)

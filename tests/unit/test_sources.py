@@ -137,6 +137,9 @@ def test_bad_sources_are_named(tmp_path):
         list(open_source(str(tmp_path / "x.jsonl")).records())
     with pytest.raises(ValueError, match="unknown branch"):
         open_source("hub:a/b?branch=main")
+    for name in ("hub:../up", "hub:/etc", "hub:a/b/c", "hub:tests"):
+        with pytest.raises(ValueError, match="no name on the Hub"):
+            open_source(name)
 
 
 def test_a_hub_source_is_streamed_from_a_row_on_with_its_columns_renamed(tmp_path, monkeypatch):
