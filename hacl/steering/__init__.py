@@ -1,6 +1,7 @@
 """Steering: vectors added to a model's hidden states while it reads and writes, without changing its weights."""
 
 from hacl.steering.compose import ComposeSteerer
+from hacl.steering.norms import measure_norms
 from hacl.steering.operators import Shift
 from hacl.steering.positions import PositionPolicy
 from hacl.steering.session import Session, steering
@@ -11,6 +12,6 @@ from hacl.steering.vectors import ArtefactError, Provenance, load_steerer, save_
 
 __all__ = [
     "ArtefactError", "ComposeSteerer", "ContextSpec", "MeanSteerer", "PositionPolicy", "Provenance", "RandomSteerer",
-    "Session", "Shift", "Stats", "Steerer", "SteeringWarning", "TableSteerer", "Trace", "load_steerer", "save_steerer",
-    "steering",
+    "Session", "Shift", "Stats", "Steerer", "SteeringWarning", "TableSteerer", "Trace", "load_steerer", "measure_norms",
+    "save_steerer", "steering",
 ]  # fmt: skip

@@ -136,10 +136,12 @@ def layer_table(values: Mapping[LayerKey, Tensor] | Tensor, axes: int) -> dict[L
     Raises:
         ValueError: no layer, another number of axes, or a value that is not finite, naming the layer.
     """
-    table = dict(values) if isinstance(values, Mapping) else {None: values}
-    if not table:
+    if isinstance(values, Mapping) and not values:
         raise ValueError("no vector: give {layer: tensor} or one tensor")
-    for layer, value in table.items():
+    given = values if isinstance(values, Mapping) else {None: values}
+    table: dict[LayerKey | None, Tensor] = {}
+    for layer in sorted(given, key=lambda key: (isinstance(key, str), key)):
+        value = given[layer]
         where = "the vector" if layer is None else f"layer {layer!r}"
         if value.ndim != axes or not value.numel():
             wanted = "(D)" if axes == 1 else "(samples, D)"

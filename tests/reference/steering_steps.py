@@ -40,15 +40,18 @@ def forward(
     return adapter.logits(adapter.final_norm(states)), outputs
 
 
+EOS = 2  # of the tiny tokenizer; answers of a fixed length never choose it
+
+
 def greedy(
     model, ids: Sequence[int], pixels: Tensor | None, change: Change | None, new: int
 ) -> tuple[list[int], Tensor]:
-    """`new` tokens, the likeliest at each step, and the logits (new, V) they were chosen from."""
+    """`new` tokens, the likeliest but EOS at each step, and the logits (new, V) they were chosen from."""
     ids, chosen = list(ids), []
     for _ in range(new):
         logits, _ = forward(model, ids, pixels, change)
         chosen.append(logits[-1])
-        ids.append(int(logits[-1].argmax()))
+        ids.append(int(logits[-1].index_fill(0, torch.tensor(EOS), -torch.inf).argmax()))
     return ids[-new:], torch.stack(chosen)
 
 
