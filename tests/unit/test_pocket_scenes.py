@@ -1,11 +1,14 @@
 """Promises of the offline world: exact ground truth, laws of co-occurrence, hallucinated captions that are false."""
 
+import json
 import random
 import re
 
 import numpy as np
 import pytest
 
+from hacl.data.records import read_records
+from hacl.pocket.benchmarks import write_benchmarks
 from hacl.pocket.draw import draw_scene
 from hacl.pocket.hallucinate import TYPES, hallucinate, hallucinations
 from hacl.pocket.language import describe, questions, read_grid, retell
@@ -195,3 +198,15 @@ def test_relations_of_things_that_are_there_twice_are_refused():
 def test_an_unknown_split_is_refused_by_name():
     with pytest.raises(ValueError, match="val_brokn.*val_broken"):
         sample_scene("val_brokn", 0, 0)
+
+
+def test_held_out_scenes_become_benchmarks_of_the_runner(tmp_path):
+    folder = write_benchmarks(tmp_path, "test_broken", 4, seed=3, questions=2)
+    records = read_records(folder / "chair/records.jsonl")
+    assert len(records) == 4 and (folder / "caption_margin/records.jsonl").is_file()
+    assert set(json.loads((folder / "chair/vocabulary.json").read_text()).values()) == {kind.name for kind in KINDS}
+    for split in ("random", "popular", "adversarial"):
+        rows = [json.loads(line) for line in (folder / f"pope/scenes_pope_{split}.json").read_text().splitlines()]
+        assert {row["image"] for row in rows} == {f"{record.image_id}.png" for record in records[:2]}
+        assert sum(row["label"] == "yes" for row in rows) * 2 == len(rows) > 0
+        assert all((folder / "images" / row["image"]).is_file() for row in rows)
