@@ -70,11 +70,12 @@ def features(text: str) -> Counter[str]:
 def difference(text: str, caption: str, kind: str) -> Counter[str]:
     """Features of a text minus those of the caption it was made from, zeros left out.
 
-    Length counts for its type too, so that no type pays for the length of another.
+    Length and single words count for their type too, so that no type pays for what marks another.
     """
     result = features(text)
     result.subtract(features(caption))
-    result[f"<words> {kind}"] = result["<words>"]
+    for name in [name for name in result if " " not in name and "_" not in name]:
+        result[f"{kind}:{name}"] = result[name]
     return Counter({name: count for name, count in result.items() if count})
 
 

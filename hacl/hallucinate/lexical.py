@@ -84,14 +84,15 @@ class LexicalHallucinator:
         draw = random.Random(f"{self.seed}/{record.id}/{caption_index}")
         context = ImageContext(record, caption_index, self.lexicon, self.cooccurrence, self.bank)
         by_type: dict[str, list[Candidate]] = {}
-        for candidate in self._accepted(context, draw):
+        for candidate in self.accepted(context, draw):
             by_type.setdefault(candidate.type, []).append(candidate)
         return [
             HallucinatedCaption(chosen.text, chosen.type, chosen.span, self.source, caption_index)
             for chosen in _choose(by_type, k, draw)
         ]
 
-    def _accepted(self, context: ImageContext, draw: random.Random) -> list[Candidate]:
+    def accepted(self, context: ImageContext, draw: random.Random) -> list[Candidate]:
+        """Every candidate that no filter refuses, weighted; refusals are counted."""
         found: dict[str, Candidate] = {}
         for edit in _EDITS:
             for candidate in edit(context, draw):

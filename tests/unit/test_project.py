@@ -55,6 +55,7 @@ TORCH_FREE += [f"chat_api{part}.py" for part in ("", "_cache", "_cost", "_http",
 
 # Torch-free to import, but opens weights that the user gives, inside functions.
 LATE_WEIGHTS = ["evaluation/scorers/creative_embedders.py"]
+LATE_WEIGHTS += [f"hallucinate/backends/{name}.py" for name in ("model", "scoring")]
 HEAVY = {"torch", "transformers", "deepspeed", "peft", "open_clip", "timm", "accelerate", "datasets"}
 
 
