@@ -95,7 +95,7 @@ class Pool:
         return cls(candidates, [difference(made.text, caption, made.type) for made in candidates], noise)
 
 
-def fit(pools: Sequence[Pool], choose, *, k: int, steps: int = 60, rate: float = 1.0, decay: float = 0.002) -> Balance:
+def fit(pools: Sequence[Pool], choose, *, k: int, steps: int = 60, rate: float = 0.3, decay: float = 0.002) -> Balance:
     """The weights for a sample of captions.
 
     choose(pool, costs, k) -> positions chosen, as in the real run; rate: of the first step, falling as 1/sqrt(step);

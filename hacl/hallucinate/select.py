@@ -15,6 +15,11 @@ from hacl.hallucinate.survey import Survey
 CANDIDATES = 32  # asked for per caption before choosing
 SAMPLE_CAPTIONS = 4000  # captions the balance is fitted on
 _TYPES_WANTED = 3
+# What a candidate costs beside its words, in nats: types whose few ways of writing mark them, and each word of length.
+# Unlike the fitted weights this holds in any collection.
+_TYPE_COST = {"insertion": 1.5, "number": 1.0, "relation": 0.5}
+_WORD_COST = 1.0
+_ONCE = frozenset({"insertion", "number"})
 
 
 class Balanced:
@@ -73,10 +78,16 @@ def _pool(item: Item, made: Sequence[HallucinatedCaption], seed: int) -> Pool:
 def choose(pool: Pool, costs: Sequence[float], k: int) -> list[int]:
     """Positions of the k candidates to keep, a draw from exp(-cost) under bounds.
 
-    Gumbel keys make a sorted order a draw without replacement. No type takes more than half of the k as long as others
-    are left, and three types are used where the candidates have three.
+    Gumbel keys make a sorted order a draw without replacement. As long as others are left, no type takes more than half
+    of the k, nor insertions and numbers more than one; and three types are used where the candidates have three.
     """
-    keys = [-math.log(max(noise, 1e-12)) - cost for noise, cost in zip(pool.noise, costs, strict=True)]
+    keys = [
+        -math.log(max(noise, 1e-12))
+        - cost
+        - _TYPE_COST.get(made.type, 0.0)
+        - _WORD_COST * max(0, abs(change["<words>"]) - 1)
+        for noise, cost, made, change in zip(pool.noise, costs, pool.candidates, pool.differences, strict=True)
+    ]
     order = sorted(range(len(keys)), key=lambda at: -keys[at])
     kinds = [made.type for made in pool.candidates]
     wanted = min(_TYPES_WANTED, k, len(set(kinds)))
@@ -87,7 +98,7 @@ def choose(pool: Pool, costs: Sequence[float], k: int) -> list[int]:
         if len(chosen) == k:
             break
         missing = wanted - len(used) - (kinds[at] not in used)
-        if used[kinds[at]] < most and k - len(chosen) - 1 >= missing:
+        if used[kinds[at]] < (1 if kinds[at] in _ONCE else most) and k - len(chosen) - 1 >= missing:
             chosen.append(at)
             used[kinds[at]] += 1
     for at in order:
