@@ -27,20 +27,25 @@ class Rows:
     prompt_lengths: Tensor | None = None
     context: dict[ContextSpec, Tensor] | None = None
 
-    def place(self, step: Step) -> Step:
-        """The step with the caller's prompt lengths and number of samples."""
+    def place(self, step: Step, samples: int | None) -> Step:
+        """The step with the caller's prompt lengths and number of samples; samples: how many there are if known."""
         rows = step.shape[0]
-        if step.copies == 1:
-            sizes = [len(given) for given in (self.sample_ids, self.prompt_lengths) if given is not None]
-            samples = sizes[0] if sizes else rows
-            if rows % samples:
-                raise ValueError(f"{samples} samples were named for a batch of {rows} rows")
-            step = dataclasses.replace(step, copies=rows // samples)
+        sizes = [len(given) for given in (self.sample_ids, self.prompt_lengths) if given is not None]
+        samples = samples or (sizes[0] if sizes else rows)
+        if rows % samples or any(size != samples for size in sizes):
+            raise ValueError(
+                f"s.rows(...) names {sizes} samples or prompt lengths; the batch has {samples} samples in {rows} rows"
+            )
+        step = dataclasses.replace(step, copies=rows // samples)
         if self.prompt_lengths is None:
             return step
-        if len(self.prompt_lengths) * step.copies != rows:
-            raise ValueError(f"{len(self.prompt_lengths)} prompt lengths for {rows // step.copies} samples")
-        return dataclasses.replace(step, prompt_R=self.prompt_lengths.repeat_interleave(step.copies))
+        lengths = self.prompt_lengths.repeat_interleave(step.copies)
+        if (lengths < 1).any() or (lengths > step.prompt_R).any():
+            raise ValueError(
+                f"prompt_lengths={self.prompt_lengths.tolist()}: lengths count attended tokens, pads not, from 1 to "
+                f"the {step.prompt_R[:: step.copies].tolist()} there are"
+            )
+        return dataclasses.replace(step, prompt_R=lengths)
 
 
 def per_row(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
@@ -52,8 +57,27 @@ def per_row(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
     return tensor
 
 
+def spread(value: Tensor, rows: int, samples: int | None, what: str) -> Tensor:
+    """One entry per row from one, or one per sample, along the first axis; a single one stays alone.
+
+    samples: how many there are; None where the caller did not say, and any divisor of `rows` will do.
+    """
+    count = len(value)
+    if count == 1:
+        return value
+    if rows % count or samples not in (None, count):
+        there = f"{rows} rows" if samples is None else f"{samples} samples in {rows} rows"
+        raise ValueError(f"{count} {what} for {there}; give one, or one per sample")
+    return value.repeat_interleave(rows // count, dim=0)
+
+
 def make_shifts(
-    steerer: Steerer, values: Mapping[int, tuple[Layer, Tensor]], alpha: Tensor, rows: int, width: int
+    steerer: Steerer,
+    values: Mapping[int, tuple[Layer, Tensor]],
+    alpha: Tensor,
+    rows: int,
+    samples: int | None,
+    width: int,
 ) -> dict[int, Shift]:
     """{layer index: Shift for `rows` rows}. values: {index: (layer, (B, D), (1, D) or (D))}; alpha: (1) or (R).
 
@@ -68,13 +92,10 @@ def make_shifts(
                 f"layer {layer}: vectors have shape {tuple(value.shape)}, the model needs (samples, {width}); they "
                 "belong to another model"
             )
-        if rows % len(value):
-            raise ValueError(f"layer {layer}: {len(value)} vectors for {rows} rows; give one, or one per sample")
         value = value.float()
         if steerer.norm == "unit":
             value = value / value.norm(dim=-1, keepdim=True).clamp_min(1e-12) * _typical(steerer, layer)
-        if len(value) > 1:
-            value = value.repeat_interleave(rows // len(value), dim=0)
+        value = spread(value, rows, samples, f"vectors at layer {layer}")
         shifts[index] = Shift(value[:, None], alpha.to(value.device)[:, None, None])
     return shifts
 

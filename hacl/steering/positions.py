@@ -110,7 +110,7 @@ class PositionPolicy:
         else:
             chosen = step.image_RT if self.kind == "image" else ~step.image_RT
         chosen = chosen & step.attended_RT
-        return chosen if chosen.any() else False
+        return chosen if chosen.any() and not chosen.all() else bool(chosen.any())
 
     def _columns(self, step: Step) -> Tensor:
         """The part of a custom mask that covers this forward; false beyond it."""

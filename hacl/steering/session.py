@@ -26,7 +26,7 @@ from hacl.steering.contexts import pool, read_contexts
 from hacl.steering.decoding import GenerateCall
 from hacl.steering.layers import Layer, LayerKey, decoder_layers, resolve_layer, resolve_layers
 from hacl.steering.operators import Shift
-from hacl.steering.plan import Rows, make_shifts, per_row
+from hacl.steering.plan import Rows, make_shifts, per_row, spread
 from hacl.steering.positions import PositionPolicy, Step
 from hacl.steering.steerer import ContextSpec, Steerer
 from hacl.steering.trace import Stats, SteeringWarning, Trace
@@ -92,7 +92,7 @@ class Session:
 
     def _clear(self) -> None:
         """Forget the sequence."""
-        self._now: tuple[Rows, Tensor] | None = None  # what was said of its samples, and alpha of each row
+        self._now: tuple[Rows, Tensor, int | None] | None = None  # what was said, alpha of each row, samples
         self._shifts: dict[int, Shift] | None = None
         self._waiting: dict[ContextSpec, int] = {}
         self._states: dict[ContextSpec, Tensor] = {}
@@ -110,7 +110,7 @@ class Session:
         self._tracker = Tracker.of(self._adapter)
         self._tracker.attach(self)
         for index in sorted({*self.layers, *(at for _, at in self._specs)}):
-            self._handles.append(self._blocks[index].module.register_forward_hook(self._hook(index)))
+            self._handles.append(self._blocks[index].module.register_forward_hook(self._hook(index), prepend=True))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -184,12 +184,15 @@ class Session:
             lambda: self._adapter.model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=1), step
         )
 
-    def begin(self, rows: int) -> None:
+    def begin(self, rows: int, samples: int | None) -> None:
         """A new batch of sequences: decide what can be decided before its first forward."""
         ahead = self._ahead
         self._clear()
         self.stats.sequences += 1
-        self._now = (self._given, self._coefficients(rows))
+        if samples is None and self._given.sample_ids is not None:
+            samples = len(self._given.sample_ids)
+        alpha = self._alpha if self._given.alpha is None else self._given.alpha
+        self._now = (self._given, spread(alpha, rows, samples, "coefficients"), samples)
         context = self._given.context if self._given.context is not None else ahead
         if not self._specs:
             self._decide({}, rows)
@@ -202,9 +205,9 @@ class Session:
         """Choose the positions of one forward, and read contexts that it cannot read itself."""
         self.stats.forwards += 1
         if self._now is None:  # entered between two forwards of a sequence
-            self.begin(step.shape[0])
-        given, alpha = self._now
-        step = given.place(step)
+            self.begin(step.shape[0], None)
+        given, alpha, samples = self._now
+        step = given.place(step, samples)
         if not prompt_known and given.prompt_lengths is None and (self.policy.needs_prompt or self._specs):
             raise ValueError(
                 "the session was entered in the middle of a sequence and does not know where its prompt ended; enter "
@@ -257,21 +260,12 @@ class Session:
 
     # Vectors.
 
-    def _coefficients(self, rows: int) -> Tensor:
-        """fp32 (1) or (R) on the CPU."""
-        alpha = self._alpha if self._given.alpha is None else self._given.alpha
-        if len(alpha) == 1:
-            return alpha
-        if rows % len(alpha):
-            raise ValueError(f"{len(alpha)} coefficients for {rows} rows: give one, or one per sample")
-        return alpha.repeat_interleave(rows // len(alpha))
-
     def _decide(self, context: Mapping[ContextSpec, Tensor], rows: int) -> None:
         """Ask the method for its vectors, and lay them out for `rows` rows."""
-        given, alpha = self._now
+        given, alpha, samples = self._now
         if bool((alpha != 0).any()):
             values = self._by_index(self.steerer.vectors(context, given.sample_ids))
-            self._shifts = make_shifts(self.steerer, values, alpha, rows, self._adapter.hidden_size)
+            self._shifts = make_shifts(self.steerer, values, alpha, rows, samples, self._adapter.hidden_size)
 
     def _by_index(self, values: Mapping[LayerKey | None, Tensor]) -> dict[int, tuple[Layer, Tensor]]:
         found = {}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hacl.steering.layers import LayerKey
 from hacl.steering.operators import NORM_MODES, Shift, add
+from hacl.steering.positions import PositionPolicy
 
 TOKENS = ("last_prompt", "mean_prompt", "mean_text", "mean_image")
 
@@ -66,6 +67,7 @@ class Steerer:
             raise ValueError("norm 'unit' needs norms={layer: typical length of a state}; see measure_norms")
         if not clip > 0:
             raise ValueError(f"clip={clip}: a positive share of the state's length")
+        PositionPolicy.parse(policy)
         self.norm, self.clip, self.norms = norm, clip, dict(norms or {})
         self.alpha, self.policy, self.model = alpha, policy, model
 

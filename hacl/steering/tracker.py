@@ -29,7 +29,7 @@ class Listener(Protocol):
     needs_ids: bool
 
     def before_generate(self, call: GenerateCall) -> None: ...
-    def begin(self, rows: int) -> None: ...
+    def begin(self, rows: int, samples: int | None) -> None: ...
     def before_forward(self, step: Step, prompt_known: bool, kwargs: dict[str, Any]) -> None: ...
 
 
@@ -126,7 +126,7 @@ class Tracker:
         if self._is_new(rows, past, cache):
             self._sequence = self._begin(rows, past, length, mask)
             for session in self.sessions:
-                session.begin(rows)
+                session.begin(rows, None if self._call is None else self._call.samples)
         sequence = self._sequence
         if sequence.call is None:
             sequence.attend(past, length, mask)

@@ -10,6 +10,8 @@ from hacl.steering import ContextSpec, MeanSteerer, Steerer, steering
 from tests.reference import steering_steps as twin
 from tests.reference.steering_inputs import NEW, WIDTH, generate, load, prompts, vectors
 
+pytestmark = pytest.mark.filterwarnings("error::hacl.steering.SteeringWarning")
+
 
 class Linear(Steerer):
     """A stand-in for Learn-to-Steer: vector = W tanh(state)."""

@@ -12,6 +12,8 @@ from tests.reference.steering_inputs import NEW, generate, load, prompts, vector
 
 POLICIES = ("all", "prompt", "generated", "last-1", "last-3", "text", "image")
 
+pytestmark = pytest.mark.filterwarnings("error::hacl.steering.SteeringWarning")
+
 
 @pytest.fixture(scope="module", params=["llava", "fast_vlm"])
 def model(request):

@@ -10,6 +10,8 @@ from tests.reference.steering_inputs import WIDTH, generate, load, prompts, vect
 
 IDS = ["first", "second", "third"]
 
+pytestmark = pytest.mark.filterwarnings("error::hacl.steering.SteeringWarning")
+
 
 @pytest.fixture(scope="module", params=["llava", "fast_vlm"])
 def model(request):
@@ -131,8 +133,10 @@ def test_ids_that_are_unknown_or_missing_are_errors(model):
             generate(model, prompts(model).batch())
         with pytest.raises(ValueError, match="sample_ids"):
             generate(model, prompts(model).batch())
-        with pytest.raises(ValueError, match="2 samples|2 vectors"), s.rows(sample_ids=["first", "second"]):
+        with pytest.raises(ValueError, match="for 3 samples"), s.rows(sample_ids=["first", "second"]):
             generate(model, prompts(model).batch())
+        with pytest.raises(ValueError, match="3 vectors .*for 2 samples in 6 rows"), s.rows(sample_ids=IDS):
+            generate(model, prompts(model).batch([0, 1]), num_beams=3)
         s.alpha = 0.0
 
 

@@ -13,6 +13,8 @@ from hacl.models.adapters import find_adapter
 from hacl.steering import ComposeSteerer, MeanSteerer, SteeringWarning, steering
 from tests.reference.steering_inputs import NEW, WIDTH, generate, hook_count, load, prompts, vectors
 
+pytestmark = pytest.mark.filterwarnings("error::hacl.steering.SteeringWarning")
+
 
 @pytest.fixture(scope="module", params=["llava", "fast_vlm"])
 def model(request):
@@ -257,6 +259,23 @@ def test_gradients_reach_through_the_steered_positions(model, inputs):
         model(**inputs).logits[:, -1].logsumexp(-1).sum().backward()
     model.zero_grad()
     assert vector.grad is not None and vector.grad.abs().sum() > 0
+
+
+def test_hidden_states_that_the_model_records_are_the_steered_ones(model, inputs):
+    with torch.no_grad():
+        before = model(**inputs, output_hidden_states=True).hidden_states  # its recorders are hooks, and come first
+        with steering(model, MeanSteerer(vectors(0)), policy="all"):
+            after = model(**inputs, output_hidden_states=True).hidden_states
+    attended = inputs["attention_mask"].bool()
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[1][attended], (before[1] + vectors(0)[0])[attended])
+
+
+@pytest.mark.parametrize("lengths", ([99, 3, 3], [0, 3, 3], [3]))
+def test_prompt_lengths_that_cannot_be_are_errors(model, inputs, lengths):
+    with torch.no_grad(), steering(model, MeanSteerer(vectors(0)), alpha=0.0) as s, s.rows(prompt_lengths=lengths):
+        with pytest.raises(ValueError, match="prompt"):
+            model(**inputs) if len(lengths) == 3 else generate(model, inputs)
 
 
 def test_an_adapter_may_be_on_or_off(model, inputs):

@@ -28,6 +28,8 @@ from hacl.steering.vectors import config_hash
 from tests.reference import steering_steps as twin
 from tests.reference.steering_inputs import WIDTH, generate, load, prompts, vectors
 
+pytestmark = pytest.mark.filterwarnings("error::hacl.steering.SteeringWarning")
+
 
 def shift(vector, alpha=1.0):
     return Shift(vector.float()[None, None], torch.tensor(alpha).reshape(1, 1, 1))
