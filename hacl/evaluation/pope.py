@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from hacl.evaluation.reports import ScoreReport, ratio
-from hacl.evaluation.scorers.pope import PARSERS
+from hacl.evaluation.reports import ScoreReport
+from hacl.evaluation.scorers.pope import PopeScorer
 
 SPLITS = ("random", "popular", "adversarial")
 QUESTION = "Is there {article} {object} in the image?"
@@ -123,51 +123,28 @@ def score_pope(
 
     Returns:
         metrics ``accuracy``, ``precision``, ``recall``, ``f1``, ``yes_ratio``, ``unparsed`` (fractions) and ``TP``,
-        ``FP``, ``TN``, ``FN``; one item per question with ``parsed``.
+        ``FP``, ``TN``, ``FN``; one item per answered question with ``parsed``.
 
     Raises:
         ValueError: unknown parser, a question without an answer (unless ``allow_missing``), or a repeated question.
     """
-    if parser not in PARSERS:
-        raise ValueError(f"parser {parser!r}; use one of {', '.join(PARSERS)}")
-    ids = [question.question_id for question in questions]
-    if len(set(ids)) != len(ids):
-        repeated = next(name for name, count in Counter(ids).items() if count > 1)
-        raise ValueError(f"question {repeated!r} appears twice; score the splits one by one")
-    report = ScoreReport(meta={"scorer": "pope", "version": 1, "parser": parser})
-    missing = [name for name in ids if name not in answers]
-    if missing:
-        message = f"{len(missing)} of {len(ids)} questions have no answer, first {missing[0]!r}"
-        if not allow_missing:
-            raise ValueError(message + "; answer them, or pass allow_missing to score the rest")
-        report.warnings.append(message)
-    names = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed")
-    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    counts: Counter[str] = Counter({"TP": 0, "FP": 0, "TN": 0, "FN": 0, "unparsed": 0})
+    rows = [{"question_id": q.question_id, "image": q.image_id, "label": q.label} for q in questions]
+    scorer = PopeScorer(rows, parser=parser)
+    items = []
     for question in questions:
-        if question.question_id not in answers:
-            continue
-        reply = answers[question.question_id]
-        parsed = PARSERS[parser](reply)
-        right, positive = parsed == question.label, question.label == "yes"
-        tp, fp = float(parsed == "yes" and positive), float(parsed == "yes" and not positive)
-        fn = float(positive and parsed != "yes")
-        counts.update(TP=int(tp), FP=int(fp), FN=int(fn), TN=int(parsed == "no" and not positive))
-        counts["unparsed"] += parsed is None
-        ratios["accuracy"].append((float(right), 1.0))
-        ratios["precision"].append((tp, tp + fp))
-        ratios["recall"].append((tp, tp + fn))
-        ratios["f1"].append((2 * tp, 2 * tp + fp + fn))
-        ratios["yes_ratio"].append((float(parsed == "yes"), 1.0))
-        ratios["unparsed"].append((float(parsed is None), 1.0))
-        report.items.append({**question.to_json(), "answer": reply, "parsed": parsed, "right": right})
-    report.ratios = ratios
-    report.metrics = {name: ratio(pairs, name, report.warnings) for name, pairs in ratios.items()}
-    report.metrics.update({name: float(counts[name]) for name in ("TP", "FP", "TN", "FN")})
-    report.counts = dict(counts) | {"questions": len(report.items)}
-    if counts["unparsed"]:
-        report.warnings.append(f"{counts['unparsed']} replies are neither yes nor no and count as wrong")
-    return report
+        if question.question_id in answers:
+            reply = answers[question.question_id]
+            found = scorer.add({"question_id": question.question_id, "answer": reply}, "answers")
+            items.append({**question.to_json(), "answer": reply, **found})
+    totals = scorer.finish(allow_missing=allow_missing)
+    return ScoreReport(
+        metrics=totals.metrics,
+        items=items,
+        counts=totals.counts,
+        warnings=totals.warnings,
+        meta={"scorer": "pope", "version": PopeScorer.version, "parser": parser},
+        sums=totals.sums,
+    )
 
 
 def score_splits(

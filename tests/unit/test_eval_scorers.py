@@ -147,7 +147,7 @@ def test_an_unanswered_question_is_an_error_unless_allowed():
     with pytest.raises(ValueError, match="no answer"):
         score_pope(questions, answers)
     report = score_pope(questions, answers, allow_missing=True)
-    assert report.counts["questions"] == len(questions) - 1 and report.warnings
+    assert report.counts["scored"] == len(report.items) == len(questions) - 1 and report.warnings
 
 
 def test_the_parsers_differ_where_they_are_said_to():

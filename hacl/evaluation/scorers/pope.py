@@ -157,6 +157,8 @@ class PopeScorer(Scorer):
         f1 = None
         if precision is not None and recall is not None:
             f1 = divide(2 * precision * recall, precision + recall, "f1", warnings)
+        elif self.settings["parser"] == "strict":  # one ratio of counts, defined where upstream's form is not
+            f1 = divide(2 * tp, 2 * tp + fp + fn, "f1", warnings)
         else:
             warnings.append("f1 is undefined without precision and recall, and reported as null")
         totals.metrics = {
