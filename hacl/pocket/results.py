@@ -63,6 +63,9 @@ def _measures() -> list[dict[str, Any]]:
         measure("state_margin", "cos(image, true) > cos(image, false)", "higher", states, "share of pairs"),
         measure("probe_auc", "true / false probe AUC", None, states, "text states alone"),
     ]
+    for measured in found:
+        if measured["key"] in ("gap_auc", "probe_auc"):  # measured per run, so their intervals come from runs alone
+            measured["bounds"] = [0, 1]
     return found
 
 
