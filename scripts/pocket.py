@@ -37,6 +37,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     start.add_argument("--split", choices=("val", "test"), default="test", help="val is for choosing settings")
     start.add_argument("--smoke", action="store_true", help="a minute, hardly trained: checks the machinery only")
     start.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="override every arm's config")
+    start.add_argument(
+        "--base-set", nargs="*", default=[], metavar="KEY=N", help="other bases, e.g. tower_steps=130 for a weak tower"
+    )
     base = steps.add_parser("base", help="train one base, or find it")
     base.add_argument("--seed", type=int, default=0)
     base.add_argument("--cache", type=Path, default=Path("cache/pocket"))
@@ -56,7 +59,13 @@ def quickstart(arguments: argparse.Namespace) -> int:
     if "control" not in arms:
         print("error: --arms must contain control, which every arm is compared with", file=sys.stderr)
         return 2
-    from hacl.pocket.base import BaseSettings, find_or_make_bases
+    from hacl.pocket.base import BaseSettings, find_or_make_bases, parse_settings
+
+    try:
+        changed = parse_settings(arguments.base_set)
+    except ValueError as error:
+        print(f"error: --base-set {error}", file=sys.stderr)
+        return 2
     from hacl.pocket.evaluate import Sizes
     from hacl.pocket.experiment import UNTUNED, Unit, World, run_units
     from hacl.pocket.results import assemble, write_results
@@ -80,7 +89,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
     small = {"scenes": 1600, "tower_steps": 3, "text_steps": 2, "align_steps": 2, "image_steps": 3} if smoke else {}
     overrides = (*(["train.max_steps=2"] if smoke else []), *arguments.set)
     prepare(arguments.workers)
-    settings = [BaseSettings(seed=number, **small) for number in bases]
+    settings = [BaseSettings(seed=number, **{**small, **changed}) for number in bases]
     made = find_or_make_bases(arguments.cache, settings, workers=arguments.workers)
     folders = {number: folder.resolve() for number, folder in zip(bases, made, strict=True)}
     world.prepare()

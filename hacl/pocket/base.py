@@ -45,6 +45,24 @@ class BaseSettings:
         return f"base-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
+def parse_settings(items: Sequence[str]) -> dict[str, int]:
+    """Whole-number settings of a base from ``KEY=N`` words, e.g. ``tower_steps=130``.
+
+    Raises:
+        ValueError: an unknown key, or a value that is no positive whole number.
+    """
+    known = [each.name for each in dataclasses.fields(BaseSettings) if each.type == "int" and each.name != "seed"]
+    found = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        if key not in known:
+            raise ValueError(f"{item!r}: no such setting of a base; use {', '.join(known)}")
+        if not value.isdecimal() or int(value) == 0:
+            raise ValueError(f"{item!r}: give {key} a positive whole number")
+        found[key] = int(value)
+    return found
+
+
 def find_or_make_base(cache: Path | str, settings: BaseSettings, *, report: Callable[[str], None] = print) -> Path:
     """The folder of the base with these settings under ``cache``, trained now if it is not there."""
     folder = Path(cache) / settings.name()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from hacl.config import load_config
-from hacl.pocket.base import BaseSettings, find_or_make_base
+from hacl.pocket.base import BaseSettings, find_or_make_base, parse_settings
 from hacl.pocket.evaluate import Sizes
 from hacl.pocket.experiment import CONFIGS, UNTUNED, Unit, World
 from hacl.pocket.results import LABELS, assemble
@@ -84,3 +84,10 @@ def test_assembled_results_fit_the_report(unit):
     check_results(results)
     assert [arm["name"] for arm in results["arms"]] == ["control", "hacl_paper", UNTUNED]
     assert results["arms"][-1]["reference"] and not results["arms"][0]["reference"]
+
+
+def test_settings_of_a_base_are_named_on_the_command_line():
+    assert parse_settings(["tower_steps=130", "image_steps=600"]) == {"tower_steps": 130, "image_steps": 600}
+    for wrong in ("tower_step=130", "tower_steps", "tower_steps=0", "seed=3", "tower=resnet"):
+        with pytest.raises(ValueError, match=wrong.split("=")[0]):
+            parse_settings([wrong])
