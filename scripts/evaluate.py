@@ -40,6 +40,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num-beams", type=int, default=1, help="default: %(default)s")
     add("--repetition-penalty", type=float, default=1.0, help="default: %(default)s")
     add("--seed", type=int, default=0, help="of sampled replies (default: %(default)s)")
+    add("--steering", type=Path, metavar="DIR", help="steering artefact under which replies are generated")
+    add("--alpha", type=float, help="strength of --steering (default: the artefact's own)")
     add("--cut-sentences", choices=("keep", "drop"), default="keep", help="of captions that reach the token limit")
     add("--option", action="append", default=[], metavar="NAME.KEY=VALUE", help="of a scorer, as pope.parser=strict")
     add("--limit", type=int, help="only the first N questions of each file")

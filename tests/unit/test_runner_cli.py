@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hacl.evaluation.runner.source import ModelSource, find_model
+from hacl.steering import MeanSteerer, Provenance, save_steerer
 from scripts.evaluate import main
 from tests.tiny import write_tiny_records
 
@@ -146,3 +147,30 @@ def test_a_checkpoint_is_its_base_with_the_trained_weights_and_its_own_prompt(ti
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match="neither a stock model"):
         find_model(str(folder.parent))
+
+
+def test_replies_under_steering_are_those_of_a_steered_model_and_alpha_0_changes_nothing(
+    tiny_llava, data, tmp_path, capsys
+):
+    vector = {1: 40 * torch.randn(1, 64, generator=torch.Generator().manual_seed(0))[0, : width_of(tiny_llava)]}
+    artefact = tmp_path / "vector"
+    save_steerer(MeanSteerer(vector), artefact, Provenance.of(tiny_llava, token_rule="drawn", config={}))
+    steer = ("--steering", str(artefact))
+    runs = {"plain": (), "zero": (*steer, "--alpha", "0"), "steered": steer}
+    found = {}
+    for name, more in runs.items():
+        assert evaluate(tiny_llava, data, tmp_path / name, *more, benchmarks="chair") == 0
+        lines = (tmp_path / name / "chair/answers.jsonl").read_text().splitlines()
+        found[name] = {row["key"]: row["reply"] for row in map(json.loads, lines)}
+    assert found["zero"] == found["plain"] and found["steered"] != found["plain"]
+    run = json.loads((tmp_path / "steered/chair/run.json").read_text())
+    assert run["config"]["steering"]["kind"] == "mean" and run["config"]["steering"]["alpha"] == 1.0
+    capsys.readouterr()
+    assert evaluate(tiny_llava, data, tmp_path / "plain", *steer, benchmarks="chair") == 2
+    assert "steering" in capsys.readouterr().err
+    assert evaluate(tiny_llava, data, tmp_path / "pairs", *steer, benchmarks="sugarcrepe") == 2
+    assert "leave them out: sugarcrepe" in capsys.readouterr().err
+
+
+def width_of(folder):
+    return json.loads((folder / "config.json").read_text())["text_config"]["hidden_size"]

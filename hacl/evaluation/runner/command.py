@@ -22,12 +22,12 @@ def evaluate(options: argparse.Namespace, command_line: str) -> int:
     """Run what the arguments ask for; the exit status (1 where --check-batching found a difference)."""
     settings = settings_of(options, command_line)
     if options.check_batching is not None or options.dry_run:
-        evaluation = Evaluation(settings)
-        for benchmark in settings.places:
-            if options.dry_run:
-                print(look(evaluation, benchmark), flush=True)
-            elif benchmark not in PAIRED and not _batching_holds(evaluation, benchmark, options.check_batching):
-                return 1
+        with Evaluation(settings) as evaluation:
+            for benchmark in settings.places:
+                if options.dry_run:
+                    print(look(evaluation, benchmark), flush=True)
+                elif benchmark not in PAIRED and not _batching_holds(evaluation, benchmark, options.check_batching):
+                    return 1
         return 0
     ranks = join_ranks()
     rows = run_all(settings, ranks)
@@ -40,12 +40,11 @@ def evaluate(options: argparse.Namespace, command_line: str) -> int:
 
 def run_all(settings: Settings, ranks: Ranks, *, progress: bool = True) -> list[dict[str, Any]]:
     """Every benchmark, one after the other; writes the summary and returns its rows (first rank)."""
-    evaluation = Evaluation(settings, ranks, progress=progress)
     rows = []
-    for plan in [
-        evaluation.plan(benchmark) for benchmark in settings.places
-    ]:  # every file is found before any is asked
-        rows += evaluation.run(plan)
+    with Evaluation(settings, ranks, progress=progress) as evaluation:
+        plans = [evaluation.plan(benchmark) for benchmark in settings.places]  # every file is found before any is asked
+        for plan in plans:
+            rows += evaluation.run(plan)
     if ranks.first:
         write_json(settings.out / "summary.json", rows)
         (settings.out / "summary.csv").write_text(as_csv(rows), encoding="utf-8")
@@ -89,6 +88,8 @@ def settings_of(options: argparse.Namespace, command_line: str) -> Settings:
         attention=options.attention,
         limit=options.limit,
         command=command_line,
+        steering=options.steering,
+        alpha=options.alpha,
     )
 
 

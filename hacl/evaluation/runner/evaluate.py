@@ -6,6 +6,7 @@ items and reports; ``OUT/summary.{json,csv,md}`` the figures of all benchmarks.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -44,7 +45,8 @@ class Settings:
     places: where each benchmark's data is; prompts: wording by benchmark where it is not the default; decoding: its
     max_new_tokens counts only with ``same_limit``, otherwise each kind of question has its own limit; options: of the
     scorers, by benchmark; cut: "keep" or "drop" the unfinished last sentence of a caption; limit: first N questions
-    of each file; command: as typed, for run.json.
+    of each file; command: as typed, for run.json; steering: folder of a steering artefact under which replies are
+    generated; alpha: its strength, None for the artefact's own.
     """
 
     model: ModelSource
@@ -62,10 +64,22 @@ class Settings:
     attention: str = "sdpa"
     limit: int | None = None
     command: str = ""
+    steering: Path | None = None
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        scored = sorted(PAIRED.keys() & self.places.keys())
+        if self.steering is not None and scored:
+            raise ValueError(f"--steering acts on generated replies; leave them out: {', '.join(scored)} (likelihoods)")
+        if self.steering is None and self.alpha is not None:
+            raise ValueError("--alpha is the strength of --steering; give the artefact's folder too")
 
 
 class Evaluation:
-    """The model (loaded when it is first needed) and the benchmarks that are put to it."""
+    """The model (loaded when it is first needed) and the benchmarks that are put to it.
+
+    A context: a steering session of the settings opens with the model and ends with the context.
+    """
 
     def __init__(self, settings: Settings, ranks: Ranks | None = None, *, progress: bool = True):
         self.settings = settings
@@ -74,6 +88,13 @@ class Evaluation:
         self.processor = settings.model.processor()
         self.template = self._template()
         self._model = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.close()
 
     @property
     def model(self):
@@ -83,6 +104,11 @@ class Evaluation:
             self._model = settings.model.load(
                 dtype=settings.dtype, device=settings.device, attention=settings.attention
             )
+            if settings.steering is not None:
+                from hacl.steering import load_steerer, steering
+
+                steerer = load_steerer(settings.steering, model=self._model)
+                self._open.enter_context(steering(self._model, steerer, alpha=settings.alpha))
         return self._model
 
     def prompt(self, benchmark: str) -> Prompt:
@@ -128,7 +154,18 @@ class Evaluation:
             "decoding": decoding,
             "dtype": self.settings.dtype,
             "attention": self.settings.attention,
+            **self._steering(),
         }
+
+    def _steering(self) -> dict[str, Any]:
+        if self.settings.steering is None:
+            return {}
+        from hacl.steering.vectors import read_steering_manifest
+
+        found = read_steering_manifest(self.settings.steering)
+        alpha = found["alpha"] if self.settings.alpha is None else self.settings.alpha
+        named = {name: found[name] for name in ("kind", "layers", "norm", "policy", "sha256")}
+        return {"steering": {**named, "alpha": alpha}}
 
     def run(self, plan: Plan | SugarCrepe | CaptionMargin) -> list[dict[str, Any]]:
         """Ask, keep, score; the summary rows (on the first rank, none elsewhere)."""
