@@ -8,6 +8,7 @@ import pytest
 
 from hacl.evaluation.scorers import InputError, score
 from hacl.evaluation.scorers.amber import parse_exact, parse_strict
+from hacl.evaluation.scorers.amber_figures import EXISTENCE_EPSILON, AnswerCounts, answer_figures
 
 RELATION = {
     "person": ["people", "man"],
@@ -309,3 +310,11 @@ def test_intervals_are_in_the_units_of_the_metrics():
     report = score("amber", rows, references(*entries), nouns=nouns)
     low, high = report.intervals["CHAIR"]
     assert low < report.metrics["CHAIR"] < high and high > 1
+
+
+def test_what_the_script_adds_under_f1_shows_in_the_last_digit():
+    one_of_nine = [AnswerCounts(questions=12, right=1, gold_no=3, said_no=9, right_no=1)]
+    assert answer_figures(one_of_nine, official=True)["F1"] == 16.6  # 16.7 with nothing added
+    one_of_seven = [AnswerCounts(questions=12, right=1, gold_no=4, said_no=7, right_no=1)]
+    assert answer_figures(one_of_seven, official=True)["F1"] == 18.2
+    assert answer_figures(one_of_seven, official=True, epsilon=EXISTENCE_EPSILON)["F1"] == 18.1
