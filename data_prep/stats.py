@@ -20,18 +20,12 @@ from pathlib import Path
 
 
 def main() -> int:
+    from hacl.hallucinate.validate_options import add_reading_options, check_reading_options
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help=".jsonl files or .json lists of records")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="image root; every image is decoded")
-    parser.add_argument("--config", type=Path, help="YAML of a run: its model's processor, template and limits")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; repeatable")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    add_reading_options(parser)
     arguments = parser.parse_args()
-    if arguments.images is not None and not arguments.images.is_dir():
-        parser.error(f"--images {arguments.images}: no such folder")
-    if arguments.workers is not None and arguments.workers < 1:
-        parser.error("--workers must be at least 1")
+    check_reading_options(parser, arguments)
     try:
         return run(arguments)
     except (ValueError, OSError, RuntimeError) as error:

@@ -28,23 +28,16 @@ from pathlib import Path
 
 
 def main() -> int:
+    from hacl.hallucinate.validate_options import add_reading_options, check_reading_options
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help=".jsonl files or .json lists of records")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="image root; every image is decoded")
+    add_reading_options(parser)
     parser.add_argument("--eval", type=Path, metavar="FILE", help="validation records whose images must not occur")
     parser.add_argument("--eval-images", type=Path, metavar="FOLDER", help="their image root (default: --images)")
-    parser.add_argument("--config", type=Path, help="YAML of a run: its model's processor, template and limits")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; repeatable")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--max-errors", type=int, default=50, help="print at most so many per file (default 50)")
     parser.add_argument("--strict", action="store_true", help="notes fail the check too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     arguments = parser.parse_args()
-    for folder in (arguments.images, arguments.eval_images):
-        if folder is not None and not folder.is_dir():
-            parser.error(f"--images {folder}: no such folder")
-    if arguments.workers is not None and arguments.workers < 1:
-        parser.error("--workers must be at least 1")
+    check_reading_options(parser, arguments, arguments.eval_images)
     try:
         return run(arguments)
     except (ValueError, OSError, RuntimeError) as error:

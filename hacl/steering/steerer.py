@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,7 +41,7 @@ class ContextSpec:
             raise ValueError(f"context token {self.token!r}: expected one of {', '.join(TOKENS)}")
 
 
-class Steerer:
+class Steerer(ABC):
     """Decides the vector of each layer and sample. Instances are not changed by a session.
 
     norm: how the vector is applied (see `hacl.steering.operators.add`); clip: for norm "clip", the longest step as a
@@ -72,9 +73,9 @@ class Steerer:
         self.alpha, self.policy, self.model = alpha, policy, model
 
     @property
+    @abstractmethod
     def layers(self) -> tuple[LayerKey, ...]:
         """The layers that `vectors` speaks of; empty if one vector serves whatever layers the session names."""
-        raise NotImplementedError
 
     def required_context(self) -> list[ContextSpec]:
         """The states read before `vectors` can be called; none for a method that does not look at the input."""
@@ -84,6 +85,7 @@ class Steerer:
         """The width of a layer's vector where it is known before any input; layer None if the method names none."""
         return None
 
+    @abstractmethod
     def vectors(
         self, context: Mapping[ContextSpec, Tensor], sample_ids: Sequence[str] | None
     ) -> Mapping[LayerKey | None, Tensor]:
@@ -91,7 +93,6 @@ class Steerer:
 
         context: {spec: fp32 (B, D)}. Called once per sequence, at its prompt.
         """
-        raise NotImplementedError
 
     def adjust(self, layer: int, h_RTD: Tensor, shift: Shift, mask: Tensor | None) -> Tensor:
         """The new states of a block, of the shape and dtype of `h_RTD`, out of place.
@@ -102,8 +103,8 @@ class Steerer:
         return add(h_RTD, shift, self.norm, self.clip)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors that make the method, for an artefact."""
-        raise NotImplementedError
+        """The tensors that make the method, for an artefact. Raises ValueError for a method that has not said."""
+        raise ValueError(f"{type(self).__name__} cannot be saved: it defines no state_dict")
 
     def settings(self) -> dict[str, Any]:
         """What else makes it: values that JSON can hold."""
@@ -111,8 +112,8 @@ class Steerer:
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], **common: Any) -> Steerer:
-        """The inverse of `state_dict` and `settings`; common: arguments of `Steerer`."""
-        raise NotImplementedError
+        """The inverse of `state_dict` and `settings`; common: arguments of `Steerer`. Raises ValueError likewise."""
+        raise ValueError(f"{cls.__name__} cannot be loaded: it defines no from_state")
 
     def common(self) -> dict[str, Any]:
         """The arguments of `Steerer` itself."""

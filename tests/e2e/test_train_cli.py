@@ -246,3 +246,12 @@ def test_help_names_every_setting_without_loading_torch(capsys):
     with pytest.raises(SystemExit) as status:
         train.main(["--help"])
     assert status.value.code == 0 and "objective.hard_scope" in capsys.readouterr().out
+
+
+def test_a_rank_leaves_its_group_only_when_its_work_is_saved(command, monkeypatch):
+    from hacl.training import runtime
+
+    left = []
+    monkeypatch.setattr(runtime, "leave_group", lambda: left.append((command.run / "result.json").is_file()))
+    assert command() == 0
+    assert left == [True]

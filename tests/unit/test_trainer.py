@@ -10,7 +10,7 @@ from torch import nn
 
 from hacl.config import Config, LearningRates, ObjectiveConfig
 from hacl.data.records import parse_record
-from hacl.training import build, manifest
+from hacl.training import build, manifest, runtime
 from hacl.training.callbacks import keep_until
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, ratios
@@ -178,6 +178,19 @@ def test_a_model_path_that_looks_like_a_folder_and_is_none_is_named(path, monkey
     with pytest.raises(FileNotFoundError, match="model.path: no such folder"):
         build.check_model_path(path)
     build.check_model_path("owner/name")
+
+
+def test_ranks_meet_before_their_group_ends_and_one_process_has_none(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: calls.append("barrier"))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("destroy"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    runtime.leave_group()
+    assert calls == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    runtime.leave_group()
+    assert calls == ["barrier", "destroy"]
 
 
 def window_loss(micro_batches, ranks=1):
