@@ -30,7 +30,6 @@ class ChatServer:
         self.play = play
         self.bodies, self.headers, self.paths = [], [], []
         self.asked = Counter()
-        self.answered = Counter()
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         owner = self
@@ -68,15 +67,14 @@ class ChatServer:
         try:
             played = self.play(body, asked)
             status, extra, content = played if isinstance(played, tuple) else (200, {}, played)
-            self.send(handler, status, dict(extra), content if isinstance(content, str) else json.dumps(content), raw)
+            self.send(handler, status, dict(extra), content if isinstance(content, str) else json.dumps(content))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client's time-out
-        finally:
-            with self.lock:
-                self.at_once -= 1
 
-    def send(self, handler, status, headers, text, raw):
+    def send(self, handler, status, headers, text):
         time.sleep(headers.pop("delay", 0))
+        with self.lock:
+            self.at_once -= 1  # before a byte is sent: the client may ask again the moment it has the last one
         cut, drip = headers.pop("cut", 0), headers.pop("drip", 0)
         content = text.encode()
         handler.send_response(status)
@@ -86,9 +84,6 @@ class ChatServer:
         for piece in [content[i : i + 1] for i in range(len(content))] if drip else [content[: len(content) - cut]]:
             handler.wfile.write(piece)
             time.sleep(drip)
-        if status == 200 and not cut:
-            with self.lock:
-                self.answered[raw] += 1
 
 
 def echo(body, _asked=0):

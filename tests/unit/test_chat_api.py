@@ -43,7 +43,7 @@ def failing_once(failure):
 
 def test_replies_come_in_order_whatever_the_server_finishes_first(cache):
     def play(body, _asked):
-        return 200, {"delay": 0.1 if body["messages"][0]["content"] == "0" else 0}, echo(body)
+        return 200, {"delay": 0.5 if body["messages"][0]["content"] == "0" else 0}, echo(body)
 
     with ChatServer(play) as server:
         replies, _ = ask(server, cache, *"0123456789")
