@@ -1,6 +1,7 @@
 """Write splits of the offline world (drawn scenes with exact ground truth) as PNG files and JSONL records.
 
     python data_prep/make_scenes.py --output scenes --split train --size 2000
+    python data_prep/make_scenes.py --output coloured --split train --size 2000 --coloured 1 --placed 0
     python data_prep/make_scenes.py --output scenes --split test_broken --size 300 --benchmarks 100
     python scripts/evaluate.py --model M --benchmark pope,chair,caption_margin --data scenes/test_broken --out RUN \\
         --prompt chair=describe/scene --prompt caption_margin=describe/scene
@@ -19,6 +20,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=500, help="scenes per split")
     parser.add_argument("--captions", type=int, default=2, help="true captions per scene")
     parser.add_argument("--question-share", type=float, default=0.0, help="share of scenes with yes/no questions")
+    parser.add_argument("--coloured", type=float, default=0.8, help="chance that a mention names its colour")
+    parser.add_argument("--placed", type=float, default=0.4, help="chance of a sentence on where two things stand")
     parser.add_argument(
         "--benchmarks",
         type=int,
@@ -29,8 +32,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.size < 1 or arguments.captions < 1:
         parser.error("--size and --captions must be at least 1")
-    if arguments.benchmarks is not None and (arguments.captions != 2 or arguments.question_share):
-        parser.error("--benchmarks writes scenes of its own: leave --captions and --question-share out")
+    if not (0 <= arguments.coloured <= 1 and 0 <= arguments.placed <= 1):
+        parser.error("--coloured and --placed are chances: between 0 and 1")
+    own = ("captions", "question_share", "coloured", "placed")
+    if arguments.benchmarks is not None and any(getattr(arguments, n) != parser.get_default(n) for n in own):
+        parser.error(
+            "--benchmarks writes captions of its own: leave "
+            + ", ".join(f"--{n}" for n in own).replace("_", "-")
+            + " out"
+        )
 
     from tqdm import tqdm
 
@@ -58,6 +68,7 @@ def main() -> None:
             seed=arguments.seed,
             captions=arguments.captions,
             question_share=arguments.question_share,
+            style={"coloured": arguments.coloured, "placed": arguments.placed},
             progress=lambda scenes, name=split: tqdm(scenes, desc=name, unit="scene"),
         )
         print(path)

@@ -8,8 +8,9 @@ captions.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from hacl.data.records import Record, Turn, write_records
 from hacl.pocket.draw import draw_scene
@@ -17,13 +18,20 @@ from hacl.pocket.hallucinate import TYPES, hallucinations
 from hacl.pocket.language import describe, questions
 from hacl.pocket.scenes import Scene, sample_scene
 
+NO_STYLE: Mapping[str, float] = MappingProxyType({})
 
-def caption_record(scene: Scene, *, captions: int, seed: int, types: tuple[str, ...] = TYPES) -> Record:
-    """Captions and hallucinated captions of one scene; depends on (scene, captions, seed, types) only."""
+
+def caption_record(
+    scene: Scene, *, captions: int, seed: int, types: tuple[str, ...] = TYPES, style: Mapping[str, float] = NO_STYLE
+) -> Record:
+    """Captions and hallucinated captions of one scene; depends on the arguments only.
+
+    style: `coloured` and `placed` of :func:`describe`, to write captions of one kind.
+    """
     rng = random.Random(f"{seed}/captions/{scene.id}")
     told = []
     for _ in range(20 * captions):
-        caption = describe(scene, rng)
+        caption = describe(scene, rng, **style)
         if caption.render() not in {other.render() for other in told}:
             told.append(caption)
         if len(told) == captions:
@@ -72,12 +80,14 @@ def build_split(
     captions: int = 2,
     types: tuple[str, ...] = TYPES,
     question_share: float = 0.0,
+    style: Mapping[str, float] = NO_STYLE,
     progress: Callable[[range], object] = lambda scenes: scenes,
 ) -> Path:
     """Write ``root/<split>.jsonl`` and ``root/images/*.png`` for scenes ``start`` to ``start + size``; returns the
     file.
 
-    question_share: fraction of scenes that also get a record of three yes/no questions. Drawings that exist are kept:
+    question_share: fraction of scenes that also get a record of three yes/no questions; style: see
+    :func:`caption_record`. Drawings that exist are kept:
     they depend on the scene's name only.
     """
     root = Path(root)
@@ -88,7 +98,7 @@ def build_split(
         path = root / "images" / f"{scene.id}.png"
         if not path.exists():
             draw_scene(scene).save(path, compress_level=1)
-        records.append(caption_record(scene, captions=captions, seed=seed, types=types))
+        records.append(caption_record(scene, captions=captions, seed=seed, types=types, style=style))
         if random.Random(f"{seed}/share/{scene.id}").random() < question_share:
             records.append(question_record(scene, count=3, seed=seed))
     target = root / f"{split}.jsonl"

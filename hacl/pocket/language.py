@@ -116,12 +116,17 @@ def _mention(scene: Scene, kind: str, coloured: float, rng: random.Random) -> Me
     )
 
 
-def describe(scene: Scene, rng: random.Random, *, relations: bool = True) -> Caption:
-    """A true caption. Partners are told side by side; about half of the captions leave something out, as people do."""
+def describe(
+    scene: Scene, rng: random.Random, *, relations: bool = True, coloured: float = 0.8, placed: float = 0.4
+) -> Caption:
+    """A true caption. Partners are told side by side; about half of the captions leave something out, as people do.
+
+    coloured: chance that a mention names its colour; placed: chance of a sentence on where two things stand.
+    """
     order = _order(scene)
     told = len(order) if rng.random() < 0.55 else rng.randint(min(2, len(order)), len(order))
-    mentions = tuple(_mention(scene, kind, 0.8, rng) for kind in order[:told])
-    relation = _true_relation(scene, mentions, rng) if relations and rng.random() < 0.4 else None
+    mentions = tuple(_mention(scene, kind, coloured, rng) for kind in order[:told])
+    relation = _true_relation(scene, mentions, rng) if relations and rng.random() < placed else None
     return Caption(rng.choice(OPENERS), mentions, relation)
 
 

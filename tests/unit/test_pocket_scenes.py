@@ -9,6 +9,7 @@ import pytest
 
 from hacl.data.records import read_records
 from hacl.pocket.benchmarks import write_benchmarks
+from hacl.pocket.build import caption_record
 from hacl.pocket.draw import draw_scene
 from hacl.pocket.hallucinate import TYPES, hallucinate, hallucinations
 from hacl.pocket.language import describe, questions, read_grid, retell
@@ -106,6 +107,17 @@ def test_captions_are_true_by_the_scene_and_by_reading_them_back():
         for caption in (describe(scene, rng), retell(scene, rng)):
             assert caption.true_of(scene)
             assert true_by_reading(caption.render(), scene), caption.render()
+
+
+def test_captions_of_one_kind_name_every_colour_and_place_or_none():
+    for index in range(60):
+        scene = sample_scene("train", index, 0)
+        plain = describe(scene, random.Random(index), coloured=0, placed=0)
+        assert all(m.colour is None for m in plain.mentions) and plain.relation is None
+        full = describe(scene, random.Random(index), coloured=1, placed=1)
+        assert all(m.colour for m in full.mentions) and full.true_of(scene)
+    record = caption_record(scene, captions=2, seed=0, style={"coloured": 0, "placed": 0})
+    assert not set(" ".join(record.captions).split()) & {*COLOURS, "left", "right", "above", "below"}
 
 
 def test_a_retelling_leaves_out_no_object():
