@@ -17,7 +17,7 @@ from hacl.hallucinate.english import (
     plural,
     singular,
 )
-from hacl.hallucinate.lexicon import Mention
+from hacl.hallucinate.lexicon import Mention, ObjectKind
 from hacl.hallucinate.noun_phrases import MANY_PEOPLE, NounPhrase, ends_at
 
 _NOT_COUNTED = frozenset(
@@ -102,7 +102,7 @@ def _fixes(context: ImageContext, at: int, stop: int) -> list[Replacement] | Non
     words = context.words
     after = words[stop:]
     if at == 0 or at == 2 and words[0].text == "there":
-        pseudo = NounPhrase(Mention(context.lexicon.objects["person"], at + 1, stop, "", False), at, "a", "")
+        pseudo = NounPhrase(Mention(ObjectKind(""), at + 1, stop, "", False), at, "a", "")
         fixes = plural_fixes(context, pseudo)
         if fixes is not None and at == 2:
             if words[1].text != "is" or any(is_finite_singular(word.text) for word in after):
