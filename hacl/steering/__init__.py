@@ -1,6 +1,8 @@
 """Steering: vectors added to a model's hidden states while it reads and writes, without changing its weights."""
 
 from hacl.steering.compose import ComposeSteerer
+from hacl.steering.concept import ConceptSteerer, typical_temperature, typical_threshold
+from hacl.steering.lowrank import LowRankSteerer
 from hacl.steering.norms import measure_norms
 from hacl.steering.operators import Shift
 from hacl.steering.positions import PositionPolicy
@@ -11,7 +13,8 @@ from hacl.steering.trace import Stats, SteeringWarning, Trace
 from hacl.steering.vectors import ArtefactError, Provenance, load_steerer, save_steerer
 
 __all__ = [
-    "ArtefactError", "ComposeSteerer", "ContextSpec", "MeanSteerer", "PositionPolicy", "Provenance", "RandomSteerer",
-    "Session", "Shift", "Stats", "Steerer", "SteeringWarning", "TableSteerer", "Trace", "load_steerer", "measure_norms",
-    "save_steerer", "steering",
+    "ArtefactError", "ComposeSteerer", "ConceptSteerer", "ContextSpec", "LowRankSteerer", "MeanSteerer",
+    "PositionPolicy", "Provenance", "RandomSteerer", "Session", "Shift", "Stats", "Steerer", "SteeringWarning",
+    "TableSteerer", "Trace", "load_steerer", "measure_norms", "save_steerer", "steering", "typical_temperature",
+    "typical_threshold",
 ]  # fmt: skip

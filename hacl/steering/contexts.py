@@ -5,7 +5,7 @@ Shapes: B samples, R rows, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def pool(h_RTD: Tensor, spec: ContextSpec, step: Step) -> Tensor:
 
 
 def read_contexts(
-    run: Callable[[], object], blocks: nn.ModuleList, specs: Iterable[tuple[ContextSpec, int]], step: Step
+    run: Callable[[], object], blocks: Sequence[nn.Module], specs: Iterable[tuple[ContextSpec, int]], step: Step
 ) -> dict[ContextSpec, Tensor]:
     """Run a forward no further than the deepest block that is read: {spec: fp32 (B, D)}.
 

@@ -1,7 +1,8 @@
 """Which decoder blocks a layer's index or name means.
 
 Layer `l` is the residual stream at the OUTPUT of decoder block `l`, counted from 0 (entry `l + 1` of a stock model's
-`hidden_states`, except that the last entry there is taken after the final norm).
+`hidden_states`, except that the last entry there is taken after the final norm). The layer "final_norm" is the output
+of the final norm; a constant shift there is a constant addition to the logits.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from torch import nn
 from hacl.models.adapters import Adapter
 
 LayerKey = int | str
+FINAL_NORM = "final_norm"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A decoder block. index: from 0; name: its full module name in the stock model; module: the block."""
+    """A decoder block. index: from 0; name: its full module name in the stock model; module: the block.
+
+    The final norm is a layer too, with the index after the last block's.
+    """
 
     index: int
     name: str
@@ -35,12 +40,22 @@ def decoder_layers(adapter: Adapter) -> list[Layer]:
     return [Layer(index, names[id(block)], block) for index, block in enumerate(adapter.blocks)]
 
 
-def resolve_layer(key: LayerKey, layers: list[Layer]) -> Layer:
+def final_norm_layer(adapter: Adapter) -> Layer:
+    """The final norm as a layer: what "final_norm" means."""
+    names = {id(module): name for name, module in adapter.model.named_modules()}
+    return Layer(len(adapter.blocks), names[id(adapter.final_norm)], adapter.final_norm)
+
+
+def resolve_layer(key: LayerKey, layers: list[Layer], final: Layer | None = None) -> Layer:
     """The block that `key` means: an index, a negative index, a full module name, or the unique end of one.
+
+    final: what "final_norm" means, where it may be meant.
 
     Raises:
         ValueError: no block is meant, or several; near names are listed.
     """
+    if key == FINAL_NORM and final is not None:
+        return final
     if isinstance(key, bool) or not isinstance(key, int | str):
         raise ValueError(f"layer {key!r}: expected an index or the name of a decoder block")
     if isinstance(key, int):
@@ -60,7 +75,7 @@ def resolve_layer(key: LayerKey, layers: list[Layer]) -> Layer:
     raise ValueError(f"layer {key!r} {problem}; near names: {', '.join(near)}")
 
 
-def resolve_layers(keys: Iterable[LayerKey], layers: list[Layer]) -> dict[LayerKey, Layer]:
+def resolve_layers(keys: Iterable[LayerKey], layers: list[Layer], final: Layer | None = None) -> dict[LayerKey, Layer]:
     """{key: block} for every key.
 
     Raises:
@@ -68,7 +83,7 @@ def resolve_layers(keys: Iterable[LayerKey], layers: list[Layer]) -> dict[LayerK
     """
     found: dict[LayerKey, Layer] = {}
     for key in keys:
-        layer = resolve_layer(key, layers)
+        layer = resolve_layer(key, layers, final)
         same = next((other for other, known in found.items() if known.index == layer.index), None)
         if same is not None:
             raise ValueError(f"layers {same!r} and {key!r} both mean block {layer}; name it once")

@@ -18,10 +18,13 @@ class Shift:
     """The vector of one layer for the rows of one sequence.
 
     vector: fp32 (R or 1, 1, D), before alpha; alpha: fp32 (R or 1, 1, 1). Casts are made once per dtype and device.
+    A method whose vector depends on the state makes its own, with a vector (R, T, D). key: the layer as the method
+    spells it, None where it names none.
     """
 
     vector: Tensor
     alpha: Tensor
+    key: int | str | None = None
     _casts: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     def scaled(self, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,14 @@ from torch import Tensor, nn
 from hacl.models.adapters import find_adapter
 from hacl.steering.contexts import pool, read_contexts
 from hacl.steering.decoding import GenerateCall
-from hacl.steering.layers import Layer, LayerKey, decoder_layers, resolve_layer, resolve_layers
+from hacl.steering.layers import (
+    Layer,
+    LayerKey,
+    decoder_layers,
+    final_norm_layer,
+    resolve_layer,
+    resolve_layers,
+)
 from hacl.steering.operators import Shift
 from hacl.steering.plan import Rows, make_shifts, per_row, spread
 from hacl.steering.positions import PositionPolicy, Step
@@ -46,7 +54,8 @@ def steering(
 ) -> Session:
     """A session to be entered with `with`.
 
-    layers: decoder blocks (index, negative index or name) whose output is steered, by default the method's own;
+    layers: decoder blocks (index, negative index or name) whose output is steered, or "final_norm"; by default the
+    method's own;
     alpha: one coefficient, or one per sample, by default the method's; policy: which positions (see
     `PositionPolicy.parse`); context: how a method that depends on the input reads its states, "single" (in the same
     forward, refused where the shift would be in what it reads), "pass" (an extra forward up to the deepest layer
@@ -69,8 +78,12 @@ class Session:
         self._alpha = per_row(steerer.alpha if alpha is None else alpha, "alpha")
         self.stats, self.trace = Stats(), Trace() if trace else None
         self._adapter = find_adapter(model)
-        self._blocks = decoder_layers(self._adapter)
-        self._specs = [(spec, resolve_layer(spec.layer, self._blocks).index) for spec in steerer.required_context()]
+        self._blocks, final = decoder_layers(self._adapter), final_norm_layer(self._adapter)
+        self._find = functools.partial(resolve_layers, layers=self._blocks, final=final)
+        self._modules = [layer.module for layer in (*self._blocks, final)]
+        self._specs = [
+            (spec, resolve_layer(spec.layer, self._blocks, final).index) for spec in steerer.required_context()
+        ]
         self.needs_ids = self.policy.needs_ids or any(s.token in ("mean_text", "mean_image") for s, _ in self._specs)
         self.layers = self._resolve(layers)
         self._tracker: Tracker | None = None
@@ -79,11 +92,11 @@ class Session:
         self._clear()
 
     def _resolve(self, layers: Iterable[LayerKey] | LayerKey | None) -> dict[int, Layer]:
-        own = resolve_layers(self.steerer.layers, self._blocks) if self.steerer.layers else {}
+        own = self._find(self.steerer.layers) if self.steerer.layers else {}
         self._key_of = {layer.index: key for key, layer in own.items()}
         if layers is None:
-            return {layer.index: layer for layer in (own or resolve_layers((), self._blocks)).values()}
-        asked = resolve_layers([layers] if isinstance(layers, int | str) else layers, self._blocks).values()
+            return {layer.index: layer for layer in (own or self._find(())).values()}
+        asked = self._find([layers] if isinstance(layers, int | str) else layers).values()
         strange = [str(layer) for layer in asked if own and layer.index not in self._key_of]
         if strange:
             has = ", ".join(str(layer) for layer in own.values())
@@ -110,7 +123,7 @@ class Session:
         self._tracker = Tracker.of(self._adapter)
         self._tracker.attach(self)
         for index in sorted({*self.layers, *(at for _, at in self._specs)}):
-            self._handles.append(self._blocks[index].module.register_forward_hook(self._hook(index), prepend=True))
+            self._handles.append(self._modules[index].register_forward_hook(self._hook(index), prepend=True))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -256,7 +269,7 @@ class Session:
     def _pass(self, run, step: Step) -> dict[ContextSpec, Tensor]:
         self.stats.context_passes += 1
         with self._tracker.mute(), torch.no_grad():
-            return read_contexts(run, self._adapter.blocks, self._specs, step)
+            return read_contexts(run, self._modules, self._specs, step)
 
     # Vectors.
 
@@ -266,6 +279,8 @@ class Session:
         if bool((alpha != 0).any()):
             values = self._by_index(self.steerer.vectors(context, given.sample_ids))
             self._shifts = make_shifts(self.steerer, values, alpha, rows, samples, self._adapter.hidden_size)
+            for index, shift in self._shifts.items():
+                shift.key = self._key_of.get(index)
 
     def _by_index(self, values: Mapping[LayerKey | None, Tensor]) -> dict[int, tuple[Layer, Tensor]]:
         found = {}

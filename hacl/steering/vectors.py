@@ -59,9 +59,12 @@ class Provenance:
 def kinds() -> dict[str, type[Steerer]]:
     """{kind: class} of every method that an artefact can hold."""
     from hacl.steering.compose import ComposeSteerer
+    from hacl.steering.concept import ConceptSteerer
+    from hacl.steering.lowrank import LowRankSteerer
     from hacl.steering.static import MeanSteerer, RandomSteerer, TableSteerer
 
-    return {method.kind: method for method in (MeanSteerer, RandomSteerer, TableSteerer, ComposeSteerer)}
+    methods = (MeanSteerer, RandomSteerer, TableSteerer, ComposeSteerer, ConceptSteerer, LowRankSteerer)
+    return {method.kind: method for method in methods}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
