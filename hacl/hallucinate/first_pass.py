@@ -5,19 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hacl.data.hashes import HashSet, hash64
-from hacl.data.parallel import ordered_map
+from hacl.data.parallel import chunked, ordered_map
 from hacl.data.records import Record, RecordError, iter_raw, parse_record
+from hacl.data.sources import JsonSource
 from hacl.hallucinate.backends.base import Backend
 from hacl.hallucinate.balance import Balance
 from hacl.hallucinate.select import fit_balance
-from hacl.hallucinate.survey import Survey
+from hacl.hallucinate.survey import SAMPLE_RECORDS, Survey
+
+CHUNK = 2048  # records a worker gets at a time
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,24 @@ class InputSummary:
 def take_survey(path: Path, *, workers: int = 1, beside: Path | None = None) -> InputSummary:
     """Read the input once, or take the survey of the same bytes from the file `beside`, which is written otherwise.
 
-    Processes share the work by image, so each image's objects count once whatever the number of processes. Raises
-    RecordError for a bad record, and where two records have one id, which resuming could not tell apart.
+    Processes decode and count chunks of it; this one adds the chunks up in order and decides which ids and images are
+    new, so the survey is the same whatever the number of processes. Raises RecordError for a bad record, and where two
+    records have one id, which resuming could not tell apart.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected records as .jsonl or as a .json list")
+    source = JsonSource(path)
     digest = sha256_of(path)
     if beside is not None and (kept := _kept(beside, digest)) is not None:
         return InputSummary(digest, kept)
-    whole = Survey()
-    for part in ordered_map(_nothing, partial(_count_part, path, workers), range(workers), workers=workers):
-        whole.merge(Survey.from_json(part))
+    whole, ids, images = Survey(), HashSet(), HashSet()
+    chunks = chunked(source.rows(), CHUNK)
+    for part in ordered_map(dict, partial(_count_chunk, source), chunks, workers=workers):
+        for number, name in enumerate(part.ids, start=whole.records):
+            if not ids.add(name):
+                _refuse_repeat(path, number)
+        for image, names in part.images.items():
+            if images.add(image):
+                whole.add_objects(names)
+        whole.merge(part.survey)
     survey = Survey.from_json(whole.to_json())  # sorted, so that no generator sees the order of counting
     if beside is not None:
         beside.parent.mkdir(parents=True, exist_ok=True)
@@ -106,27 +119,39 @@ def _kept(beside: Path, digest: str) -> Survey | None:
         return None
 
 
-def _nothing() -> None:
-    return None
+@dataclass(frozen=True)
+class _Chunk:
+    """survey: of some records without their objects; ids: hashes, one per record; images: hash -> annotated objects of
+    the first annotated record of that image."""
+
+    survey: Survey
+    ids: array
+    images: dict[int, list[str]]
 
 
-def _count_part(path: Path, parts: int, _: None, part: int) -> dict:
-    """Survey of the images of one part, after a look at the ids of that part."""
-    survey, ids, images = Survey(), HashSet(), HashSet()
-    for where, record in located(path):
-        key = hash64(record.id)
-        if key % parts == part and not ids.add(key):
-            _refuse_repeat(path, where, record.id)
-        image = hash64(record.image_id)
-        if image % parts == part:
-            survey.add(record, new_image=record.objects is None or images.add(image))
-    return survey.to_json()
+def _count_chunk(source: JsonSource, kept: dict[str, None], rows: Sequence[tuple[str, Any]]) -> _Chunk:
+    """Decode and count some rows.
+
+    kept: the smallest hashes of the sample that this process has met, its state. A record outside them is outside the
+    whole sample too, so it is not sent back.
+    """
+    survey, ids, images = Survey(), array("Q"), {}
+    for where, row in rows:
+        record = source.decode(where, row)
+        ids.append(hash64(record.id))
+        survey.add(record, new_image=False)
+        if record.objects is not None:
+            images.setdefault(hash64(record.image_id), sorted(record.objects))
+    smallest = nsmallest(SAMPLE_RECORDS, {*kept, *survey.sample})
+    kept.clear()
+    kept.update(dict.fromkeys(smallest))
+    survey.sample = {key: record for key, record in survey.sample.items() if key in kept}
+    return _Chunk(survey, ids, images)
 
 
-def _refuse_repeat(path: Path, where: str, name: str) -> None:
-    """Raise where an earlier record has the id itself and not only its hash."""
-    for earlier, record in located(path):
-        if earlier == where:
-            return
-        if record.id == name:
-            raise RecordError(f"{where}: record {name!r} repeats the id of {earlier}; make ids unique")
+def _refuse_repeat(path: Path, number: int) -> None:
+    """Raise where a record before record `number` has its id itself and not only its hash."""
+    where, repeated = next(islice(located(path), number, None))
+    for earlier, record in islice(located(path), number):
+        if record.id == repeated.id:
+            raise RecordError(f"{where}: record {record.id!r} repeats the id of {earlier}; make ids unique")

@@ -39,9 +39,11 @@ class Survey:
             self.sample[hashlib.sha256(record.id.encode()).hexdigest()] = record
             if len(self.sample) >= 2 * SAMPLE_RECORDS:
                 self._cut()
-        if record.objects is None or not new_image:
-            return
-        names = sorted(record.objects)
+        if record.objects is not None and new_image:
+            self.add_objects(sorted(record.objects))
+
+    def add_objects(self, names: list[str]) -> None:
+        """Count the objects of an image, in alphabetical order."""
         self.images.update(names)
         self.together.update((a, b) for i, a in enumerate(names) for b in names[i + 1 :])
 

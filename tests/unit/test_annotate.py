@@ -16,6 +16,7 @@ from hacl.data.records import HallucinatedCaption, Record, read_records, write_r
 from hacl.hallucinate.annotate import AnnotationReport, annotate
 from hacl.hallucinate.first_pass import take_balance, take_survey
 from hacl.hallucinate.lexical import LexicalHallucinator
+from hacl.hallucinate.survey import Survey
 
 ROOT = Path(__file__).parents[2]
 MAKE = [sys.executable, "data_prep/make_hallucinations.py"]
@@ -94,7 +95,8 @@ def test_one_worker_and_three_write_the_same_bytes(tmp_path, monkeypatch):
     assert len((tmp_path / "1.jsonl").read_bytes().splitlines()) == 60
 
 
-def test_a_survey_is_the_same_for_any_number_of_workers_and_is_kept_with_its_input(tmp_path):
+def test_a_survey_is_the_same_for_any_number_of_workers_and_is_kept_with_its_input(tmp_path, monkeypatch):
+    monkeypatch.setattr("hacl.hallucinate.first_pass.CHUNK", 3)
     source, beside = tmp_path / "in.jsonl", tmp_path / "out.survey.json"
     write_rows(source, varied(40))
     alone, shared = take_survey(source), take_survey(source, workers=3, beside=beside)
@@ -103,6 +105,22 @@ def test_a_survey_is_the_same_for_any_number_of_workers_and_is_kept_with_its_inp
     assert alone.survey.images["dog"] == 7, "each of the seven images counts once"
     write_rows(source, varied(41))
     assert take_survey(source, beside=beside).records == 41
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_a_survey_of_chunks_is_that_of_a_plain_loop(tmp_path, monkeypatch, chunk):
+    """Images whose first records lie in other chunks, and a sample that is smaller than the collection."""
+    for module in ("first_pass", "survey"):
+        monkeypatch.setattr(f"hacl.hallucinate.{module}.SAMPLE_RECORDS", 5)
+    monkeypatch.setattr("hacl.hallucinate.first_pass.CHUNK", chunk)
+    source = tmp_path / "in.jsonl"
+    write_rows(source, varied(40))
+    plain, images = Survey(), set()
+    for record in read_records(source):
+        plain.add(record, new_image=record.objects is not None and record.image_id not in images)
+        images |= {record.image_id} if record.objects is not None else set()
+    assert take_survey(source).survey.to_json() == plain.to_json()
+    assert len(plain.sample) == 5
 
 
 @pytest.mark.parametrize("cut", [1, 40, 200, 10**9])
@@ -229,7 +247,9 @@ def test_records_left_without_any_are_counted_over_all_runs(tmp_path):
     assert found == [[], [0], [], [0]]
 
 
-def test_repeated_ids_stop_the_run_before_it_starts(tmp_path):
+@pytest.mark.parametrize("chunk", [1, 2, 64])
+def test_repeated_ids_stop_the_run_before_it_starts(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("hacl.hallucinate.first_pass.CHUNK", chunk)
     source = tmp_path / "in.jsonl"
     write_records(source, captioned(2) + captioned(1))
     with pytest.raises(ValueError, match=r"in\.jsonl:3.*in\.jsonl:1"):
