@@ -3,6 +3,8 @@
     python scripts/pocket.py quickstart                  # one base, three seeds, four arms: a demonstration
     python scripts/pocket.py quickstart --full           # six fresh bases, five arms: the source of verdicts
     python scripts/pocket.py quickstart --smoke          # does everything run? numbers mean nothing
+    python scripts/pocket.py negatives                   # do better hallucinated captions teach more? six bases, hours
+    python scripts/pocket.py negatives --dry-run         # what that would run, and what is there
     python scripts/pocket.py base --seed 0               # only make (or find) a base; prints its folder
 
 Bases are kept under --cache and found again; finished runs are not repeated, so a stopped run continues where it was.
@@ -18,6 +20,8 @@ import time
 from pathlib import Path
 
 ARMS = ("control", "contrastive", "hacl_paper", "hacl_ours", "margin")
+QUALITIES = ("random", "naive", "lexical", "scene")  # of negatives, worst first
+KINDS = ("object", "insertion", "attribute", "number", "relation")
 DEMONSTRATED = ("control", "contrastive", "hacl_paper", "margin")  # what fits in ten minutes on two cores
 
 
@@ -40,10 +44,88 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     start.add_argument(
         "--base-set", nargs="*", default=[], metavar="KEY=N", help="other bases, e.g. tower_steps=130 for a weak tower"
     )
+    _add_negatives(steps.add_parser("negatives", help="the same losses on hallucinated captions of several qualities"))
     base = steps.add_parser("base", help="train one base, or find it")
     base.add_argument("--seed", type=int, default=0)
     base.add_argument("--cache", type=Path, default=Path("cache/pocket"))
     return parser.parse_args(arguments)
+
+
+def _add_negatives(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/pocket-negatives"), help="default: %(default)s")
+    parser.add_argument("--cache", type=Path, default=Path("cache/pocket"), help="bases (default: %(default)s)")
+    parser.add_argument("--qualities", nargs="+", choices=QUALITIES, default=list(QUALITIES), help="default: all")
+    parser.add_argument("--losses", nargs="+", choices=("margin", "hacl"), default=["margin", "hacl"])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=["object"], help="of the negatives; the others are only measured"
+    )
+    parser.add_argument("--bases", type=int, nargs="+", default=list(range(100, 106)), help="default: 100 to 105")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="tuning seeds per base (default: 0)")
+    parser.add_argument("--laws", nargs="+", choices=("like", "broken", "independent"), default=["broken"])
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="val is for choosing settings")
+    parser.add_argument("--scenes", type=int, default=4600, help="tuning scenes (default: %(default)s)")
+    parser.add_argument("--test-scenes", type=int, default=300, help="captioned; half of them are asked about")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each (default: 1)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="override every arm's config")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run; train nothing, draw nothing")
+    parser.add_argument("--report-only", action="store_true", help="compare the runs that are there")
+
+
+def negatives(arguments: argparse.Namespace) -> int:
+    prepare(1)
+    from hacl.data.records import read_records
+    from hacl.pocket.base import BaseSettings, find_or_make_bases
+    from hacl.pocket.evaluate import Sizes
+    from hacl.pocket.experiment import World, run_units
+    from hacl.pocket.negatives import audit_negatives, tuning_name, write_negatives
+    from hacl.pocket.negatives_results import assemble, markdown, write
+    from hacl.pocket.negatives_run import plan_units, run_negatives_unit
+
+    started = time.perf_counter()
+    settings = [BaseSettings(seed=number) for number in arguments.bases]
+    splits = tuple(f"{arguments.split}_{law}" for law in arguments.laws)
+    world = World((arguments.out / "world").resolve(), arguments.scenes, arguments.test_scenes, splits, seed=2)
+    asked = max(2, arguments.test_scenes // 2)
+    units = plan_units(
+        {each.seed: (arguments.cache / each.name()).resolve() for each in settings},
+        world,
+        arguments.out.resolve(),
+        losses=arguments.losses,
+        qualities=arguments.qualities,
+        kinds=arguments.kinds,
+        seeds=arguments.seeds,
+        sizes=Sizes(arguments.test_scenes, 0, asked, asked),
+        overrides=arguments.set,
+    )
+    if arguments.dry_run:
+        done = sum(unit.finished() is not None for unit in units)
+        missing = [each.seed for each in settings if not (arguments.cache / each.name() / "base.json").is_file()]
+        print(f"{len(units)} runs, {done} of them there; bases to train first: {missing or 'none'}")
+        print("arms: " + ", ".join(dict.fromkeys(unit.name for unit in units)))
+        return 0
+    if arguments.report_only:
+        runs = [run for unit in units if (run := unit.finished()) is not None]
+        if not runs:
+            print(f"error: {arguments.out}: no finished run of these settings", file=sys.stderr)
+            return 2
+    else:
+        find_or_make_bases(arguments.cache, settings, workers=arguments.workers)
+        world.prepare()
+        for quality in arguments.qualities:
+            write_negatives(world.root, quality, arguments.kinds, world_seed=world.seed)
+        print(f"bases, scenes and negatives ready after {time.perf_counter() - started:.0f} s", flush=True)
+        runs = run_units(units, workers=arguments.workers, run=run_negatives_unit)
+    audits = {
+        quality: audit_negatives(read_records(world.root / f"{tuning_name(quality, arguments.kinds)}.jsonl"))
+        for quality in arguments.qualities
+    }
+    command = "python scripts/pocket.py " + " ".join(sys.argv[1:])
+    results = assemble(runs, provenance={"command": command, "kinds": arguments.kinds, "negatives": audits})
+    page = write(results, arguments.out)
+    print(markdown(results))
+    print(f"negatives: {json.dumps(audits)}")
+    print(f"{len(runs)} runs; tables: {page}  ({time.perf_counter() - started:.0f} s)")
+    return 0
 
 
 def prepare(threads: int) -> None:
@@ -135,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare(2)
         print(find_or_make_base(options.cache, BaseSettings(seed=options.seed)))
         return 0
-    return quickstart(options)
+    return negatives(options) if options.step == "negatives" else quickstart(options)
 
 
 if __name__ == "__main__":

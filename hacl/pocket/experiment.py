@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -57,7 +57,8 @@ class World:
 
 @dataclass(frozen=True)
 class Unit:
-    """One run: ``arm`` names a file of configs/pocket; ``base`` is a base's number, ``base_folder`` where it is."""
+    """One run: ``arm`` names a file of configs/pocket; ``base`` is a base's number, ``base_folder`` where it is;
+    ``tuning`` names the world's file of tuning scenes, without its ending."""
 
     arm: str
     base: int
@@ -67,11 +68,13 @@ class Unit:
     world: World
     sizes: Sizes
     overrides: tuple[str, ...] = ()
+    tuning: str = "train"
 
     def key(self) -> dict[str, Any]:
         """What a finished result must agree with to be used again."""
         config = CONFIGS / f"{self.arm}.yaml"
-        return {
+        other = {"tuning_file": self.tuning} if self.tuning != "train" else {}
+        return other | {
             "arm": self.arm,
             "base": self.base,
             "seed": self.seed,
@@ -109,10 +112,9 @@ def run_unit(unit: Unit) -> dict[str, Any]:
     from hacl.data.records import read_records
     from hacl.pocket.evaluate import evaluate
 
-    shutil.rmtree(unit.folder, ignore_errors=True)
-    unit.folder.mkdir(parents=True)
+    start_folder(unit)
     start = time.perf_counter()
-    model, processor = _tune(unit)
+    model, processor = tune(unit)
     tuned = time.perf_counter()
     counts_from = {r.image_id: r.objects for r in read_records(unit.world.root / "train.jsonl")}
     metrics, items, captions = {}, {}, {}
@@ -136,20 +138,32 @@ def run_unit(unit: Unit) -> dict[str, Any]:
         "seconds": round(tuned - start, 1),
         "seconds_measuring": round(time.perf_counter() - tuned, 1),
     }
-    temporary = unit.folder / "result.tmp"
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(temporary, unit.folder / "result.json")
+    keep_result(unit, result)
     return result
 
 
-def _config(unit: Unit):
+def start_folder(unit: Unit) -> None:
+    """An empty folder for a run that was not done, or not finished."""
+    shutil.rmtree(unit.folder, ignore_errors=True)
+    unit.folder.mkdir(parents=True)
+
+
+def keep_result(unit: Unit, result: dict[str, Any]) -> None:
+    """Write the result in one step: its presence says that the run is finished."""
+    temporary = unit.folder / "result.tmp"
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(temporary, unit.folder / "result.json")
+
+
+def config_of(unit: Unit):
+    """The training configuration of a run."""
     from hacl.config import load_config
 
     return load_config(
         CONFIGS / f"{unit.arm}.yaml",
         [
             f"model.path={unit.base_folder}",
-            f"data.path=[{unit.world.root / 'train.jsonl'}]",
+            f"data.path=[{unit.world.root / f'{unit.tuning}.jsonl'}]",
             f"data.seed={unit.seed}",
             f"train.seed={unit.seed}",
             f"train.output_dir={unit.folder}",
@@ -159,7 +173,8 @@ def _config(unit: Unit):
     )
 
 
-def _tune(unit: Unit):
+def tune(unit: Unit):
+    """(model, processor) after training, or of the base for the arm ``base``."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(unit.base_folder)
@@ -169,7 +184,7 @@ def _tune(unit: Unit):
     from hacl.training.run import run
 
     with (unit.folder / "train.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        result = run(_config(unit))
+        result = run(config_of(unit))
     model, _ = load_finetuned(result.checkpoint)
     return model, processor
 
@@ -178,7 +193,7 @@ def store_features(unit: Unit) -> None:
     """Compute the tower's features of the tuning scenes, so that runs in several processes all find them."""
     from hacl.training.run import build_trainer
 
-    build_trainer(_config(unit))
+    build_trainer(config_of(unit))
 
 
 def _save_states(path: Path, states: dict) -> None:
@@ -195,8 +210,13 @@ def _save_states(path: Path, states: dict) -> None:
     save_file(tensors, path)
 
 
-def run_units(units: Sequence[Unit], *, workers: int) -> list[dict[str, Any]]:
-    """Results in the order of ``units``. Raises RuntimeError naming the unit that failed; finished ones are kept."""
+def run_units(
+    units: Sequence[Unit], *, workers: int, run: Callable[[Unit], dict[str, Any]] = run_unit
+) -> list[dict[str, Any]]:
+    """Results in the order of ``units``. Raises RuntimeError naming the unit that failed; finished ones are kept.
+
+    run: what does one unit and keeps its result; a module's function, since other processes look it up by name.
+    """
     from tqdm import tqdm
 
     results: dict[int, dict[str, Any]] = {}
@@ -216,11 +236,11 @@ def run_units(units: Sequence[Unit], *, workers: int) -> list[dict[str, Any]]:
     with tqdm(total=len(units), initial=len(results), desc="runs", unit="run") as bar:
         if workers <= 1:
             for index in waiting:
-                results[index] = run_unit(units[index])
+                results[index] = run(units[index])
                 bar.update()
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-                futures = {pool.submit(run_unit, units[index]): index for index in waiting}
+                futures = {pool.submit(run, units[index]): index for index in waiting}
                 for future in as_completed(futures):
                     unit = units[futures[future]]
                     try:
