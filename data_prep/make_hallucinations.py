@@ -79,10 +79,12 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[s
 
 
 def main() -> int:
+    from hacl.chat_api import ChatError
+
     arguments, options = parse()
     try:
         return run(arguments, options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ChatError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -96,21 +98,29 @@ def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     from hacl.hallucinate.annotate import annotate
     from hacl.hallucinate.first_pass import take_balance, take_survey
     from hacl.hallucinate.generators import backend_class, make_hallucinator
+    from hacl.hallucinate.select import Balanced
 
     types = sorted(set(arguments.types.split(","))) if arguments.types else None
     workers = arguments.workers or available_cores()
     beside = arguments.output.with_name(arguments.output.name + ".survey.json")
     summary = take_survey(arguments.input, workers=workers, beside=beside)
-    if not backend_class(arguments.backend).is_local_cpu:
-        workers = 1  # a server or a GPU is shared by one process with batches of its own
     recipe = partial(
         make_hallucinator, arguments.backend, seed=arguments.seed, types=types, survey=summary.survey, **options
     )
+    shared = None
+    if not backend_class(arguments.backend).is_local_cpu and arguments.engine == "local":
+        workers = 1  # a server or a GPU is shared by one process with batches of its own, and by one generator
+        shared = recipe()
+        recipe = partial(_same, shared)
+        _print_estimate(shared, summary.survey, arguments)
     if arguments.select == "balanced":
         wanted = {"k": arguments.num_hallucinated, "candidates": arguments.candidates, "seed": arguments.seed}
         weights = arguments.output.with_name(arguments.output.name + ".balance.json")
         balance = take_balance(recipe(), summary, beside=weights, **wanted)
-        recipe = partial(recipe, balance=balance, candidates=arguments.candidates)
+        if shared is None:
+            recipe = partial(recipe, balance=balance, candidates=arguments.candidates)
+        else:
+            recipe = partial(_same, Balanced(shared, balance, arguments.candidates, arguments.seed))
     made_by = recipe().settings()
     settings = {
         "backend": arguments.backend,
@@ -149,6 +159,8 @@ def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     print("by type:   " + (", ".join(f"{name} {count}" for name, count in report.types.most_common()) or "none"))
     print("rejected:  " + (", ".join(f"{why} {count}" for why, count in report.rejected.most_common()) or "none"))
     short = [f"{count} with {number}" for number, count in sorted(report.fewer.items())]
+    if hasattr(shared, "cost_report"):
+        print(f"requests:  {shared.cost_report()}")
     print(f"captions with fewer than {arguments.num_hallucinated}: {', '.join(short) or 'none'}")
     if report.without:
         print(
@@ -159,6 +171,18 @@ def run(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def _same(generator):
+    return generator
+
+
+def _print_estimate(generator, survey, arguments: argparse.Namespace) -> None:
+    """What the requests of the survey's sample would cost, before any is made; a larger input costs in proportion."""
+    if hasattr(generator, "estimate"):
+        items = [(record, index) for record in survey.sampled() for index in range(len(record.captions))]
+        k = arguments.candidates if arguments.select == "balanced" else arguments.num_hallucinated
+        print(f"estimate for {len(items)} of {survey.captions} captions: {generator.estimate(items, k)}", flush=True)
 
 
 if __name__ == "__main__":
