@@ -60,10 +60,11 @@ def kinds() -> dict[str, type[Steerer]]:
     """{kind: class} of every method that an artefact can hold."""
     from hacl.steering.compose import ComposeSteerer
     from hacl.steering.concept import ConceptSteerer
+    from hacl.steering.flexac import FlexACSteerer
     from hacl.steering.lowrank import LowRankSteerer
     from hacl.steering.static import MeanSteerer, RandomSteerer, TableSteerer
 
-    methods = (MeanSteerer, RandomSteerer, TableSteerer, ComposeSteerer, ConceptSteerer, LowRankSteerer)
+    methods = (MeanSteerer, RandomSteerer, TableSteerer, ComposeSteerer, ConceptSteerer, LowRankSteerer, FlexACSteerer)
     return {method.kind: method for method in methods}
 
 
