@@ -95,7 +95,7 @@ class Unit:
         if not path.is_file():
             return None
         result = json.loads(path.read_text(encoding="utf-8"))
-        return result if result["key"] == self.key() else None
+        return result if result.get("key") == self.key() else None  # training leaves one without a key
 
 
 UNTUNED = "base"
