@@ -5,8 +5,7 @@ Shapes: I images, N image tokens, R rows (right-padded), T tokens, D hidden size
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,21 +16,14 @@ from hacl.data.images import load_image, resolve_image
 from hacl.data.records import Record
 from hacl.data.templates import EncodedSequence, SequenceEncoder
 from hacl.models.adapters import Adapter, find_adapter
+from hacl.models.modes import evaluating
+
+__all__ = [
+    "ImageEmbeddings", "ImageLike", "decode_rows", "evaluating", "image_paths", "make_encoder", "open_image",
+    "pixels_of",
+]  # fmt: skip
 
 ImageLike = Path | str | Image.Image
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """No gradients and eval mode inside; every module's own mode comes back afterwards. Yields the model's device."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def make_encoder(processor, template: str = "plain", prompt: str = "") -> SequenceEncoder:

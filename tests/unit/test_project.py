@@ -51,6 +51,8 @@ TORCH_FREE += [f"data/{name}.py" for name in ("schema", "record_fields", "record
 TORCH_FREE += [f"evaluation/{name}.py" for name in ("__init__", "chair", "pope", "reports", "statistics")]
 TORCH_FREE += [f"evaluation/{name}.py" for name in ("comparable", "compare_runs", "paired_tests")]
 TORCH_FREE += ["evaluation/scorers", "evaluation/judges"]
+TORCH_FREE += [f"representations/{name}.py" for name in ("join", "manifest", "reader", "readout", "selectors")]
+TORCH_FREE += [f"representations/{name}.py" for name in ("samples", "settings", "shards", "tensor_files", "words")]
 TORCH_FREE += [f"chat_api{part}.py" for part in ("", "_cache", "_cost", "_http", "_types")]
 
 # Torch-free to import, but opens weights that the user gives, inside functions.
