@@ -7,6 +7,7 @@
     python scripts/smol.py train --arms control hacl --seeds 0 1 2
     python scripts/smol.py evaluate --arms control hacl --seeds 0 1 2
     python scripts/smol.py report             # table on screen, runs/smol/results.json and report.html
+    python scripts/smol.py nlvr               # true and false sentences that people wrote about drawings
 
 Every step skips what is done, and training resumes from its last checkpoint. Steps of several arms or seeds may run in
 several processes at once.
@@ -33,6 +34,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         ("train", "train arms and seeds"),
         ("evaluate", "measure trained arms, and the base model, on held-out photographs"),
         ("report", "collect what was evaluated"),
+        ("nlvr", "measure trained arms, and the base model, on true and false sentences that people wrote (nlvr-mini)"),
         ("all", "the four steps"),
     ):
         step = steps.add_parser(name, help=words)
@@ -49,8 +51,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             step.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
         if name in ("train", "all"):
             step.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="override the configs")
-        if name in ("evaluate", "all"):
-            step.add_argument("--limit", type=int, help="use the first n held-out photographs")
+        if name in ("evaluate", "all", "nlvr"):
+            step.add_argument("--limit", type=int, help="use the first n held-out photographs, or sentences")
     return parser.parse_args(arguments)
 
 
@@ -105,6 +107,39 @@ def evaluate(layout, arm: str, seed: int, limit: int | None) -> None:
     print(f"{arm}-{seed}: evaluated in {found['evaluation_seconds']:.0f} s: {path}", flush=True)
 
 
+def nlvr(layout, pairs: list[tuple[str, int]], limit: int | None) -> None:
+    import torch
+
+    from hacl.config import ModelConfig
+    from hacl.smol.nlvr import compare, find_nlvr, measure, read_pairs
+    from hacl.training.build import load_backbone, load_processor
+    from hacl.training.export import load_finetuned
+
+    folder, config = find_nlvr(), ModelConfig(path=str(layout.base))
+    asked, processor, found = read_pairs(folder, limit), load_processor(config), []
+    for arm, seed in pairs:
+        path = layout.runs / "nlvr" / f"{arm}-{seed}.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if kept.get("sentences") != len(asked):
+            run = layout.run(arm, seed)
+            if arm == "base":
+                model = load_backbone(config)
+            elif (run / "result.json").is_file():
+                checkpoint = json.loads((run / "result.json").read_text(encoding="utf-8"))["checkpoint"]
+                model, _ = load_finetuned(run / checkpoint, base=str(layout.base))
+            else:
+                print(f"{arm}-{seed}: not trained yet, left out")
+                continue
+            scores = measure(model.to(torch.bfloat16), processor, asked, folder)
+            kept = {"arm": arm, "seed": seed, "sentences": len(asked), "metrics": scores.metrics}
+            kept["items"] = scores.by_image()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(kept), encoding="utf-8")
+        print(f"{arm}-{seed}: {kept['metrics']}", flush=True)
+        found.append(kept)
+    print("\n".join(compare(found, list(dict.fromkeys(arm for arm, _ in pairs)))))
+
+
 def report(layout, runs: list[tuple[str, int]]) -> None:
     from hacl.data.records import read_records
     from hacl.report.page import build_report
@@ -137,6 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
             evaluate(layout, arm, seed, options.limit)
         if "report" in steps:
             report(layout, pairs)
+        if "nlvr" in steps:
+            nlvr(layout, [("base", 0), *pairs], options.limit)
     except (ValueError, FileNotFoundError) as error:
         print(f"smol: {error}", file=sys.stderr)
         return 2
