@@ -54,6 +54,8 @@ TORCH_FREE += ["evaluation/scorers", "evaluation/judges"]
 TORCH_FREE += [f"representations/{name}.py" for name in ("join", "manifest", "reader", "readout", "selectors")]
 TORCH_FREE += [f"representations/{name}.py" for name in ("samples", "settings", "shards", "tensor_files", "words")]
 TORCH_FREE += [f"chat_api{part}.py" for part in ("", "_cache", "_cost", "_http", "_types")]
+TORCH_FREE += [f"representations/{name}.py" for name in ("dictionaries", "grounding", "matching", "stability")]
+TORCH_FREE += [f"compare/{name}.py" for name in ("steps", "linear_maps", "concept_recovery", "shift_vectors", "drift")]
 
 # Torch-free to import, but opens weights that the user gives, inside functions.
 LATE_WEIGHTS = ["evaluation/scorers/creative_embedders.py"]
