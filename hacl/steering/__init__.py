@@ -3,6 +3,7 @@
 from hacl.steering.compose import ComposeSteerer
 from hacl.steering.concept import ConceptSteerer, typical_temperature, typical_threshold
 from hacl.steering.flexac import FlexACSteerer
+from hacl.steering.l2s import L2SSteerer, SteeringNet
 from hacl.steering.lowrank import LowRankSteerer
 from hacl.steering.norms import measure_norms
 from hacl.steering.operators import Shift
@@ -14,8 +15,8 @@ from hacl.steering.trace import Stats, SteeringWarning, Trace
 from hacl.steering.vectors import ArtefactError, Provenance, load_steerer, save_steerer
 
 __all__ = [
-    "ArtefactError", "ComposeSteerer", "ConceptSteerer", "ContextSpec", "FlexACSteerer", "LowRankSteerer",
-    "MeanSteerer", "PositionPolicy", "Provenance", "RandomSteerer", "Session", "Shift", "Stats", "Steerer",
-    "SteeringWarning", "TableSteerer", "Trace", "load_steerer", "measure_norms", "save_steerer", "steering",
-    "typical_temperature", "typical_threshold",
+    "ArtefactError", "ComposeSteerer", "ConceptSteerer", "ContextSpec", "FlexACSteerer", "L2SSteerer",
+    "LowRankSteerer", "MeanSteerer", "PositionPolicy", "Provenance", "RandomSteerer", "Session", "Shift", "Stats",
+    "Steerer", "SteeringNet", "SteeringWarning", "TableSteerer", "Trace", "load_steerer", "measure_norms",
+    "save_steerer", "steering", "typical_temperature", "typical_threshold",
 ]  # fmt: skip

@@ -61,10 +61,20 @@ def kinds() -> dict[str, type[Steerer]]:
     from hacl.steering.compose import ComposeSteerer
     from hacl.steering.concept import ConceptSteerer
     from hacl.steering.flexac import FlexACSteerer
+    from hacl.steering.l2s import L2SSteerer
     from hacl.steering.lowrank import LowRankSteerer
     from hacl.steering.static import MeanSteerer, RandomSteerer, TableSteerer
 
-    methods = (MeanSteerer, RandomSteerer, TableSteerer, ComposeSteerer, ConceptSteerer, LowRankSteerer, FlexACSteerer)
+    methods = (
+        MeanSteerer,
+        RandomSteerer,
+        TableSteerer,
+        ComposeSteerer,
+        ConceptSteerer,
+        LowRankSteerer,
+        L2SSteerer,
+        FlexACSteerer,
+    )
     return {method.kind: method for method in methods}
 
 
