@@ -66,8 +66,15 @@ def fit_balance(
         pools += [
             _pool(item, made, seed) for item, made in zip(some, backend.propose_batch(some, candidates), strict=True)
         ]
+    pools = [pool for pool in pools if pool.candidates]
+    if not pools:
+        refused = ", ".join(f"{why} {count}" for why, count in backend.rejections.most_common()) or "none"
+        raise ValueError(
+            f"backend {backend.name} made no candidate for {len(items)} captions (refused: {refused}); there is nothing "
+            "to balance: use another model or endpoint, or --select first to write what little it makes"
+        )
     backend.rejections.clear()
-    return fit([pool for pool in pools if pool.candidates], choose, k=k)
+    return fit(pools, choose, k=k)
 
 
 def _pool(item: Item, made: Sequence[HallucinatedCaption], seed: int) -> Pool:

@@ -146,8 +146,8 @@ def test_a_killed_run_over_faults_loses_no_record_and_pays_for_no_reply_twice(tm
 def test_a_real_server_behind_the_same_faults(tmp_path):
     records = captioned(8)
     write_records(tmp_path / "in.jsonl", records)
-    faults = Faults(forwarded, delay=201)
-    options = ("--concurrency", "2", "--timeout-s", "200", "--num-hallucinated", "1", "--candidates", "2")
+    faults = Faults(forwarded, delay=101)
+    options = ("--concurrency", "2", "--timeout-s", "100", "--num-hallucinated", "2", "--select", "first")
     started = time.monotonic()
     with ChatServer(faults) as server:
         between, output = killed_and_started_again(tmp_path, server, 3, *options, model=REAL["MODEL"])
@@ -159,4 +159,6 @@ def test_a_real_server_behind_the_same_faults(tmp_path):
     print(
         f"reached the server: {sum(faults.reached.values())}, distinct: {len(faults.reached)}, at the kill: {between}"
     )
-    print(f"{took:.0f} s; replies: {(tmp_path / 'replies.jsonl').read_text()[:3000]}")
+    print(f"{took:.0f} s; replies:")
+    for line in (tmp_path / "replies.jsonl").read_text().splitlines():
+        print(repr(json.loads(line)["text"][:200]))

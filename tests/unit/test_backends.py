@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 
@@ -225,3 +226,14 @@ def test_balanced_captions_of_real_photographs_leak_less_than_the_first_ones(coc
     assert balance.after < 0.8 * balance.before
     made = make_hallucinator("lexical", survey=survey, balance=balance).propose_batch(items[:40], 4)
     assert all(len({caption.text for caption in some}) == len(some) <= 4 for some in made)
+
+
+def test_a_generator_that_makes_nothing_leaves_nothing_to_balance_and_says_why():
+    class Mute:
+        name, rejections = "mute", Counter({"no reply": 2})
+
+        def propose_batch(self, items, k):
+            return [[] for _ in items]
+
+    with pytest.raises(ValueError, match="mute made no candidate for 2 captions .refused: no reply 2.*--select first"):
+        fit_balance(Mute(), surveyed(SCENE), k=2)

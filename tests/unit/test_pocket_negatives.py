@@ -95,7 +95,7 @@ def test_the_checked_generators_say_nothing_true_and_the_naive_swap_does():
     }
     assert audits["scene"]["true"] == audits["lexical"]["true"] == audits["scene"]["slips"] == 0
     assert audits["naive"]["true"] > 0
-    assert all(audit["with"] > 0.98 and audit["captions"] == 120 for audit in audits.values())
+    assert all(audit["with"] > 0.97 and audit["captions"] == 120 for audit in audits.values())
 
 
 def test_an_audit_counts_what_is_true_and_what_is_no_caption():
