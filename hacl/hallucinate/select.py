@@ -70,8 +70,8 @@ def fit_balance(
     if not pools:
         refused = ", ".join(f"{why} {count}" for why, count in backend.rejections.most_common()) or "none"
         raise ValueError(
-            f"backend {backend.name} made no candidate for {len(items)} captions (refused: {refused}); there is nothing "
-            "to balance: use another model or endpoint, or --select first to write what little it makes"
+            f"backend {backend.name} made no candidate for {len(items)} captions (refused: {refused}); there is "
+            "nothing to balance: use another model or endpoint, or --select first to write what little it makes"
         )
     backend.rejections.clear()
     return fit(pools, choose, k=k)
