@@ -51,6 +51,12 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     path: list[str] = setting([], "training records, .json or .jsonl; a relative path is also tried under $HACL_DATA")
+    stream: bool = setting(
+        False, "read training records as they are needed and hold none; path may then also be .parquet or hub:..."
+    )
+    shuffle_buffer: int | None = setting(
+        None, "with stream: records shuffled together, 1 keeps the order of the source; None = 8192"
+    )
     eval_path: list[str] = setting([], "validation records; empty = no validation loss")
     image_root: str | None = setting(None, "folder of the image paths; None = the folder of the first file")
     max_records: int | None = setting(None, "read only the first n training records; None = all")

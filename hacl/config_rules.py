@@ -72,7 +72,7 @@ NOT_NEGATIVE = {
     "log": ("sample_steps", "diagnostic_steps"),
 }
 AT_LEAST_ONE = {
-    "data": ("max_length", "max_records"),
+    "data": ("max_length", "max_records", "shuffle_buffer"),
     "objective": ("num_captions", "layer", "projection_size"),
     "train": (
         "max_steps",
@@ -137,6 +137,31 @@ RULES: list[Rule] = [
     (
         lambda c: not 0 < c.objective.temperature_min <= c.objective.temperature <= c.objective.temperature_max,
         "objective.temperature must lie within [temperature_min, temperature_max], above 0",
+    ),
+    (
+        lambda c: c.data.shuffle_buffer is not None and not c.data.stream,
+        "data.shuffle_buffer shuffles a stream; without data.stream=true all records are shuffled together",
+    ),
+    (
+        lambda c: c.data.stream and c.train.grouping != "none",
+        "train.grouping sorts all records by length, which a stream does not hold; leave it at none with data.stream",
+    ),
+    (
+        lambda c: c.data.stream and c.train.cache_vision_features,
+        "train.cache_vision_features needs the list of all images, which a stream does not hold; set it to false with "
+        "data.stream=true",
+    ),
+    (
+        lambda c: (
+            c.data.stream
+            and c.train.cache_text_states
+            and c.train.text_cache is None
+            and c.objective.contrastive_weight > 0
+            and _rates(c).llm == 0
+        ),
+        "train.cache_text_states needs the texts of all records, which a stream does not hold; with data.stream=true "
+        "make the states beforehand (data_prep/cache_text.py) and name them in train.text_cache, or set "
+        "train.cache_text_states=false",
     ),
     (lambda c: c.train.epochs <= 0, "train.epochs must be above 0"),
     (

@@ -34,6 +34,10 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Names the content: equal for equal rows in equal order."""
 
+    def count(self) -> int | None:
+        """Number of rows, None where only reading to the end would tell."""
+        return None
+
     def decode(self, where: str, row: Any) -> Record:
         """The record of an undecoded row. Raises RecordError."""
         return parse_record(row, where=where)
@@ -72,6 +76,9 @@ class JsonSource(Source):
     def fingerprint(self) -> str:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def count(self) -> int:
+        return sum(1 for _ in self.rows())
 
 
 class ParquetSource(Source):
@@ -113,6 +120,9 @@ class ParquetSource(Source):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
+
+    def count(self) -> int:
+        return sum(map(sum, self._rows))
 
 
 class HubSource(Source):
@@ -165,6 +175,9 @@ class Joined(Source):
 
     def rows(self, start: int = 0) -> Iterator[tuple[str, tuple[int, Any]]]:
         for number, part in enumerate(self.parts):
+            if start and (count := part.count()) is not None and count <= start:
+                start -= count
+                continue
             empty = True
             for where, row in part.rows(start):
                 empty = False
@@ -180,6 +193,30 @@ class Joined(Source):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(" ".join(part.fingerprint() for part in self.parts).encode()).hexdigest()[:16]
+
+    def count(self) -> int | None:
+        counts = [part.count() for part in self.parts]
+        return None if None in counts else sum(counts)
+
+
+class Limited(Source):
+    """The first `limit` rows of a source."""
+
+    def __init__(self, source: Source, limit: int):
+        self.source, self.limit = source, limit
+
+    def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
+        return islice(self.source.rows(start), max(0, self.limit - start))
+
+    def decode(self, where: str, row: Any) -> Record:
+        return self.source.decode(where, row)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.limit} of {self.source.fingerprint()}".encode()).hexdigest()[:16]
+
+    def count(self) -> int | None:
+        count = self.source.count()
+        return None if count is None else min(count, self.limit)
 
 
 def open_source(paths: str | Sequence[str]) -> Source:

@@ -10,7 +10,7 @@ on the number of workers, and going on after any batch repeats and misses nothin
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hacl.data.parallel import chunked
@@ -46,19 +46,38 @@ class RecordStream:
 
     def batches(self, worker: int = 0, workers: int = 1) -> Iterator[list[Record]]:
         """The batches of this epoch from `start` on that one worker makes."""
+        for turn, batch in enumerate(self.undecoded()):
+            if turn % workers == worker:
+                yield self.decode(batch)
+
+    def undecoded(self) -> Iterator[list[tuple[str, Any]]]:
+        """The rows of this rank in each batch of this epoch from `start` on, as `decode` takes them."""
         size = self.batch_size * self.ranks
         batch: list[tuple[str, Any]] = []
-        number = first = self.start
-        for place in self._order(first * size):
+        number = self.start
+        for place in self._order(number * size):
             batch.append(place)
             if len(batch) == size:
-                if (number - first) % workers == worker:
-                    yield self._mine(batch)
+                yield batch[self.rank :: self.ranks]
                 batch, number = [], number + 1
-        if batch and number == 0 and worker == 0:
+        if batch and number == 0:
             if len(batch) < self.ranks:
                 raise ValueError(f"{len(batch)} records cannot be shared by {self.ranks} ranks")
-            yield self._mine(batch)
+            yield batch[self.rank :: self.ranks]
+
+    def decode(self, batch: Sequence[tuple[str, Any]]) -> list[Record]:
+        return [self.source.decode(where, row) for where, row in batch]
+
+    def batches_per_epoch(self) -> int | None:
+        """None where only reading to the end would tell. Raises ValueError for a source without rows."""
+        count = self.source.count()
+        return None if count is None else self.batches_of(count)
+
+    def batches_of(self, count: int) -> int:
+        """Batches of an epoch of `count` rows."""
+        if not count:
+            raise ValueError("the source holds no records")
+        return max(1, count // (self.batch_size * self.ranks))
 
     def __iter__(self) -> Iterator[list[Record]]:
         """All batches from where the stream stands; `start` follows, and a finished epoch begins the next."""
@@ -86,9 +105,6 @@ class RecordStream:
     def _made_from(self) -> dict[str, Any]:
         settings = {"batch_size": self.batch_size, "seed": self.seed, "ranks": self.ranks, "block": self.block}
         return {"source": self.source.fingerprint(), **settings}
-
-    def _mine(self, batch: list[tuple[str, Any]]) -> list[Record]:
-        return [self.source.decode(where, row) for where, row in batch[self.rank :: self.ranks]]
 
     def _order(self, skip: int) -> Iterator[tuple[str, Any]]:
         """Undecoded rows of the epoch's order from place `skip` on."""

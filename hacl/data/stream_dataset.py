@@ -1,65 +1,63 @@
-"""A streamed source as what a DataLoader takes: batches of training samples, whose place survives a restart.
+"""A streamed source as what a DataLoader takes: batches of training samples, by number counted over all epochs.
 
-`StreamLoader` counts the batches that were handed out, not those that workers prepared ahead, so its state is exact.
+The number alone says which records a batch holds, so workers need not agree on anything and a run goes on where it
+stopped by asking for the next number. Numbers that rise are read on from an open source; any other opens it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from hacl.data.dataset import Sample, TrainingDataset
 from hacl.data.stream import RecordStream
 
 
-class StreamDataset(IterableDataset):
-    """The batches of one rank as lists of `Sample`s; workers of a DataLoader share them.
+class StreamDataset(Dataset):
+    """The batches of one rank as lists of `Sample`s. `dataset.__getitems__([number])` is batch `number`.
 
-    samples: a `TrainingDataset` over no records, which says how a record becomes a sample.
+    samples: a `TrainingDataset` over no records, which says how a record becomes a sample; batches_per_epoch: see
+    `RecordStream.batches_per_epoch`; None is found out when the source ends.
     """
 
-    def __init__(self, stream: RecordStream, samples: TrainingDataset):
-        self.stream, self.samples = stream, samples
+    def __init__(self, stream: RecordStream, samples: TrainingDataset, batches_per_epoch: int | None):
+        self.stream, self.samples, self.batches_per_epoch = stream, samples, batches_per_epoch
+        self._open: Iterator[list[tuple[str, Any]]] | None = None
+        self._next = (0, 0)  # epoch and batch within it that the open source gives next
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+    def __len__(self) -> int:
+        """Batches per epoch. Raises TypeError where they are not known."""
+        if self.batches_per_epoch is None:
+            raise TypeError("the number of batches is not known before the source was read to its end")
+        return self.batches_per_epoch
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample]:
+        (number,) = numbers
+        rows = self._rows(number)
         self.samples.set_epoch(self.stream.epoch)
-        for records in self.stream.batches(worker, workers):
-            self.samples.records = records
-            yield [self.samples[index] for index in range(len(records))]
+        self.samples.records = self.stream.decode(rows)
+        return [self.samples[index] for index in range(len(rows))]
 
+    def _rows(self, number: int) -> list[tuple[str, Any]]:
+        if self.batches_per_epoch is None:
+            if (rows := self._read(0, number)) is not None:
+                return rows
+            self.batches_per_epoch = self.stream.batches_of(sum(1 for _ in self.stream.source.rows()))
+        epoch, within = divmod(number, self.batches_per_epoch)
+        if (rows := self._read(epoch, within)) is None:
+            raise ValueError(f"the source ended before batch {within + 1} of {self.batches_per_epoch}: it has changed")
+        return rows
 
-class StreamLoader:
-    """An epoch of collated batches per iteration; the next iteration is the next epoch.
-
-    collate: list of `Sample`s -> batch; num_workers: processes. `state_dict` after any batch says where to go on.
-    """
-
-    def __init__(
-        self,
-        dataset: StreamDataset,
-        collate: Callable[[Sequence[Sample]], Any],
-        *,
-        num_workers: int = 0,
-        **options: Any,
-    ):
-        self.stream = dataset.stream
-        self._loader = DataLoader(dataset, batch_size=None, collate_fn=collate, num_workers=num_workers, **options)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
-            self.stream.start += 1
-            yield batch
-        self.stream.set_epoch(self.stream.epoch + 1)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.stream.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stream.load_state_dict(state)
+    def _read(self, epoch: int, within: int) -> list[tuple[str, Any]] | None:
+        """Undecoded rows of a batch, None where the source ends before it."""
+        if self._open is None or self._next[0] != epoch or self._next[1] > within:
+            self.stream.epoch, self.stream.start = epoch, within
+            self._open, self._next = self.stream.undecoded(), (epoch, within)
+        for rows in self._open:
+            found, self._next = self._next[1], (epoch, self._next[1] + 1)
+            if found == within:
+                return rows
+        self._open = None
+        return None

@@ -15,6 +15,7 @@ from torch import nn
 
 from hacl.config import ConfigError, DataConfig, ModelConfig, ObjectiveConfig
 from hacl.data.records import Record, read_records
+from hacl.data.sources import Limited, Source, open_source
 from hacl.data.templates import SequenceEncoder
 from hacl.models.adapters import Adapter, find_adapter
 from hacl.training.runtime import local_device
@@ -207,10 +208,18 @@ def find_data(path: str) -> Path:
     raise FileNotFoundError(f"data file not found: {path}" + (f" (also tried under {root})" if root else ""))
 
 
+def open_data(paths: Sequence[str], limit: int | None = None) -> Source:
+    """Files and hub sources as one `Source`; files are found as `find_data` does."""
+    source = open_source([path if path.startswith("hub:") else str(find_data(path)) for path in paths])
+    return source if limit is None else Limited(source, limit)
+
+
 def read_all(paths: Sequence[str], limit: int | None = None) -> list[Record]:
     """Records of several files, in order; names the file that holds none."""
     records: list[Record] = []
     for path in paths:
+        if path.startswith("hub:") or path.endswith(".parquet"):
+            raise ConfigError(f"{path}: only training records can be read from there, and with data.stream=true")
         found = read_records(find_data(path))
         if not found:
             raise ValueError(f"{path}: no records")
@@ -219,7 +228,7 @@ def read_all(paths: Sequence[str], limit: int | None = None) -> list[Record]:
 
 
 def image_root(data: DataConfig) -> Path | None:
-    """`data.image_root`, else the folder of the first training file."""
+    """`data.image_root`, else the folder of the first training file; None for a source on the Hub."""
     if data.image_root is not None:
         root = Path(data.image_root).expanduser()
         below = Path(os.environ.get("HACL_DATA", "")) / root
@@ -228,4 +237,4 @@ def image_root(data: DataConfig) -> Path | None:
         if not root.is_dir():
             raise FileNotFoundError(f"data.image_root: no such folder {data.image_root}")
         return root
-    return find_data(data.path[0]).parent if data.path else None
+    return find_data(data.path[0]).parent if data.path and not data.path[0].startswith("hub:") else None

@@ -16,7 +16,7 @@ import torch
 from hacl.config import Config, ConfigError
 from hacl.data.hashes import HashSet, hash64
 from hacl.data.parallel import chunked
-from hacl.data.records import iter_records
+from hacl.data.sources import Source
 from hacl.data.templates import SequenceEncoder
 from hacl.data.text_cache import TextCache, open_for_writing, text_key, write_shard
 from hacl.training import build, caches, manifest, runtime
@@ -61,7 +61,7 @@ def cache_texts(
     """
     from hacl.models.adapters import find_adapter
 
-    paths = [build.find_data(path) for path in (*config.data.path, *config.data.eval_path)]
+    paths = [*config.data.path, *config.data.eval_path]
     if not paths:
         raise ConfigError("data.path is empty: name the records whose texts to cache")
     backbone = build.select_trainable(build.load_backbone(config.model), config.model, masters=False)
@@ -78,7 +78,7 @@ def cache_texts(
     cache = open_for_writing(folder, text_meta(base, config, encoder, model))
     report = CachingReport(texts=0, kept=0)
     rows, roots, size = [], [], 0
-    texts = _texts(paths)
+    texts = _texts(build.open_data(paths))
     for chunk in chunked(texts if progress is None else progress(texts), LOOK_AHEAD):
         report.texts += len(chunk)
         ids = list({text_key(root): root for root in map(encoder.root, chunk)}.values())
@@ -120,11 +120,10 @@ def open_text_cache(config: Config, inputs, model: HaclModel) -> TextCache:
     return cache
 
 
-def _texts(paths: Iterable[Path]) -> Iterator[str]:
-    """Each different caption and hallucinated caption, in the order of the files."""
+def _texts(source: Source) -> Iterator[str]:
+    """Each different caption and hallucinated caption, in the order of the source."""
     seen = HashSet()
-    for path in paths:
-        for record in iter_records(path):
-            for text in (*record.captions, *(edit.text for edit in record.hallucinated)):
-                if seen.add(hash64(text)):
-                    yield text
+    for record in source.records():
+        for text in (*record.captions, *(edit.text for edit in record.hallucinated)):
+            if seen.add(hash64(text)):
+                yield text

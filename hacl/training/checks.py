@@ -2,6 +2,7 @@
 
 Bounds keep this to minutes on large sets: images are decoded where there are at most `DECODED` of them, else their
 headers are read; samples are built from all records where there are at most `BUILT`, else from as many spread evenly.
+Of a streamed source the first `STREAMED` records are looked at.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hacl.training import runtime
 
 DECODED = 5_000
 BUILT = 20_000
+STREAMED = 2_000
 UNLABELLED = 0.05  # above this share of samples without a label, the template or the lengths are wrong
 
 
@@ -47,7 +49,7 @@ def check_records(records: Sequence[Record], objective: ObjectiveConfig, where: 
             "data.allow_missing_hallucinated, or set objective.num_hallucinated=0"
         )
     if lacking:
-        _say(f"{where}: {len(lacking)} of {len(captioned)} captioned record(s) train without a hallucinated caption")
+        say(f"{where}: {len(lacking)} of {len(captioned)} captioned record(s) train without a hallucinated caption")
 
 
 def check_images(records: Sequence[Record], root: Path | None, *, decode: bool = True) -> None:
@@ -87,7 +89,7 @@ def check_samples(dataset: TrainingDataset, where: str, *, labels: bool) -> None
             "data.max_length, or see whether data.template fits the records"
         )
     if without:
-        _say(f"{where}: {len(without)} of {count} record(s) yield no token to learn, first {without[:3]}")
+        say(f"{where}: {len(without)} of {count} record(s) yield no token to learn, first {without[:3]}")
 
 
 def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:
@@ -108,6 +110,6 @@ def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:
         )
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     if runtime.rank() == 0:
         print(message, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from hacl.config import Config, save_config
 from hacl.data.collate import PackedCollator
 from hacl.data.dataset import TrainingDataset
 from hacl.data.records import Record
+from hacl.data.sources import Source
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.gather import Gather
-from hacl.training import build, caches, callbacks, checks, manifest, runtime
+from hacl.training import build, caches, callbacks, checks, manifest, runtime, streaming
 from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
 from hacl.training.trainer import DataError, HaclTrainer
@@ -36,13 +38,15 @@ class RunResult:
 
 @dataclass
 class Inputs:
-    """What a run reads besides weights."""
+    """What a run reads besides weights. With data.stream `source` gives the training records, and `records` are the
+    first of them."""
 
     processor: Any
     encoder: SequenceEncoder
     records: list[Record]
     eval_records: list[Record]
     image_root: Path | None
+    source: Source | None = None
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -51,7 +55,11 @@ def read_inputs(config: Config) -> Inputs:
     Raises ValueError and FileNotFoundError naming file, record and fix.
     """
     build.check_model_path(config.model.path)
-    records = build.read_all(config.data.path, config.data.max_records)
+    source = streaming.open_stream(config) if config.data.stream else None
+    if source is None:
+        records = build.read_all(config.data.path, config.data.max_records)
+    else:
+        records = list(islice(source.records(), checks.STREAMED))
     eval_records = build.read_all(config.data.eval_path)
     checks.check_records(records, config.objective, ", ".join(config.data.path) or "data.path", config.data)
     if config.data.eval_path:
@@ -61,7 +69,7 @@ def read_inputs(config: Config) -> Inputs:
     decode = not config.train.cache_vision_features  # which reads every image before training anyway
     checks.check_images([*records, *eval_records], root, decode=decode)
     encoder = build.build_encoder(processor, config.data)
-    inputs = Inputs(processor, encoder, records, eval_records, root)
+    inputs = Inputs(processor, encoder, records, eval_records, root, source)
     for part, where in ((records, "data.path"), (eval_records, "data.eval_path")):
         if part:
             dataset = build_dataset(config, inputs, part, pixels=False)
@@ -116,7 +124,10 @@ def build_trainer(config: Config) -> HaclTrainer:
     if caches.wanted(config) and runtime.zero_stage(config.train) != 3:
         stores = caches.prepare(config, inputs, model)
     pixels = stores.features is None
-    train_set = build_dataset(config, inputs, inputs.records, pixels=pixels)
+    if inputs.source is None:
+        train_set = build_dataset(config, inputs, inputs.records, pixels=pixels)
+    else:
+        train_set = streaming.train_set(config, inputs.source, build_dataset(config, inputs, [], pixels=pixels))
     eval_set = build_dataset(config, inputs, inputs.eval_records, pixels=pixels) if inputs.eval_records else None
     collator = PackedCollator(
         inputs.encoder, config.objective, text_states=stores.texts, image_features=stores.features
@@ -131,7 +142,7 @@ def build_trainer(config: Config) -> HaclTrainer:
         config,
         processor=inputs.processor,
         base=manifest.fingerprint(manifest.model_folder(config.model.path, config.model.revision)),
-        data=manifest.data_fingerprint(inputs.records),
+        data=manifest.data_fingerprint(inputs.records) if inputs.source is None else inputs.source.fingerprint(),
         lengths=lengths,
         is_text_only=modality,
         args=arguments,

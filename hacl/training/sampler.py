@@ -98,6 +98,23 @@ class GlobalBatchSampler(Sampler[list[int]]):
             yield batch[self.rank :: self.ranks]
 
 
+class NumberedBatches(Sampler[list[int]]):
+    """Batch sampler over a `StreamDataset`: the numbers of an epoch's batches, one by one, after earlier epochs'."""
+
+    def __init__(self, per_epoch: int):
+        self.per_epoch, self.epoch = per_epoch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.epoch * self.per_epoch
+        return ([number] for number in range(first, first + self.per_epoch))
+
+
 class EpochDataLoader(DataLoader):
     """DataLoader whose `set_epoch` reaches its batch sampler, as Trainer expects."""
 

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from hacl.config import Config
 from hacl.data.collate import GENERATION
+from hacl.data.stream_dataset import StreamDataset
 from hacl.training import manifest, sampler, weights
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, ratios
@@ -73,8 +74,14 @@ class HaclTrainer(Trainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
-        """Global batches planned from (data.seed, epoch), shared by the ranks; see `hacl.training.sampler`."""
+        """Global batches planned from (data.seed, epoch), shared by the ranks; see `hacl.training.sampler`. Those of a
+        stream are numbered."""
         train, args = self.config.train, self.args
+        if isinstance(self.train_dataset, StreamDataset):
+            # Where the end of the source is unknown, the whole run is one epoch of the loader.
+            known = self.train_dataset.batches_per_epoch
+            per_epoch = known or args.max_steps * args.gradient_accumulation_steps
+            return self._loader_of(self.train_dataset, sampler.NumberedBatches(per_epoch))
         global_batch = train.per_device_batch_size * args.world_size
 
         def plan(epoch: int) -> list[list[int]]:
@@ -98,15 +105,16 @@ class HaclTrainer(Trainer):
         return self._loader(dataset, lambda epoch: batches)
 
     def _loader(self, dataset: Dataset, plan) -> DataLoader:
-        args = self.args
+        rank, ranks = self.args.process_index, self.args.world_size
+        return self._loader_of(dataset, sampler.GlobalBatchSampler(plan, rank=rank, ranks=ranks, dataset=dataset))
+
+    def _loader_of(self, dataset: Dataset, batches: Sampler) -> DataLoader:
         return sampler.EpochDataLoader(
             dataset,
-            batch_sampler=sampler.GlobalBatchSampler(
-                plan, rank=args.process_index, ranks=args.world_size, dataset=dataset
-            ),
+            batch_sampler=batches,
             collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     # Loss

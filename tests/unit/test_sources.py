@@ -7,7 +7,7 @@ import pytest
 from hacl.data.json_stream import iter_json_list, iter_json_members
 from hacl.data.parquet import write_parquet
 from hacl.data.records import RecordError, parse_record, write_records
-from hacl.data.sources import HubSource, open_source
+from hacl.data.sources import HubSource, Limited, open_source
 from hacl.data.stream import RecordStream
 
 COUNT = 103
@@ -176,11 +176,15 @@ def test_json_is_read_piece_by_piece_as_a_whole_read_would(tmp_path, monkeypatch
             list(iter_json_list(path))
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_of_streamed_samples_goes_on_where_it_was_left(tmp_path, tiny_llava, workers):
+def test_batches_of_samples_depend_on_their_number_alone(tmp_path, tiny_llava, workers, known):
+    """Three epochs in a row, two loaders that begin elsewhere, and single batches in any order."""
+    from torch.utils.data import DataLoader
+
     from hacl.config import load_config
     from hacl.data.dataset import TrainingDataset
-    from hacl.data.stream_dataset import StreamDataset, StreamLoader
+    from hacl.data.stream_dataset import StreamDataset
     from hacl.training.build import build_encoder, load_processor
     from tests.tiny import write_tiny_records
 
@@ -188,17 +192,34 @@ def test_a_loader_of_streamed_samples_goes_on_where_it_was_left(tmp_path, tiny_l
     config = load_config(None, [f"model.path={tiny_llava}"])
     encoder = build_encoder(load_processor(config.model), config.data)
 
-    def loader():
+    def dataset():
         samples = TrainingDataset([], encoder, image_root=tmp_path, objective=config.objective, seed=0)
-        made = StreamDataset(stream(open_source(str(path))), samples)
-        return StreamLoader(made, lambda batch: [(s.record_id, tuple(s.pixels[0].shape)) for s in batch],
-                            num_workers=workers)  # fmt: skip
+        made = stream(open_source(str(path)))
+        return StreamDataset(made, samples, made.batches_per_epoch() if known else None)
 
-    whole = loader()
-    expected = [*whole, *whole]
-    assert len(expected) == 10 and whole.state_dict()["epoch"] == 2
-    first = loader()
-    taken = [batch for _, batch in zip(range(3), first, strict=False)]
-    second = loader()
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert taken + [*second, *second] == expected
+    def read(numbers):
+        loader = DataLoader(dataset(), batch_sampler=[[n] for n in numbers], num_workers=workers, collate_fn=list)
+        return [[(s.record_id, tuple(s.pixels[0].shape)) for s in batch] for batch in loader]
+
+    whole = read(range(15))
+    plain = stream(open_source(str(path)))
+    assert [[name for name, _ in batch] for batch in whole] == ids(plain) + ids(plain) + ids(plain)
+    assert read(range(4, 9)) == whole[4:9] and read(range(11, 15)) == whole[11:]
+    assert read([13, 2, 3, 0, 14]) == [whole[n] for n in (13, 2, 3, 0, 14)]
+
+
+def test_a_source_that_shrinks_while_it_is_read_is_refused(tmp_path):
+    from hacl.data.stream_dataset import StreamDataset
+
+    write_records(tmp_path / "a.jsonl", records(9))
+    shrunk = StreamDataset(stream(open_source(str(tmp_path / "a.jsonl"))), None, 4)
+    with pytest.raises(ValueError, match="ended before batch 4 of 4"):
+        shrunk._rows(3)
+
+
+def test_sources_count_their_rows_where_that_takes_no_download(source, tmp_path):
+    assert source.count() == COUNT and len(list(source.rows())) == COUNT
+    assert HubSource("hub:someone/captions").count() is None
+    limited = Limited(source, 7)
+    assert (limited.count(), len(list(limited.rows())), len(list(limited.rows(5)))) == (7, 7, 2)
+    assert list(limited.rows(9)) == [] and limited.fingerprint() != source.fingerprint()

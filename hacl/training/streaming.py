@@ -1,0 +1,42 @@
+"""The training records of a run as a stream (`data.stream`): which source, and which of its batches this rank reads."""
+
+from __future__ import annotations
+
+from hacl.config import Config, ConfigError
+from hacl.data.dataset import TrainingDataset
+from hacl.data.sources import Source
+from hacl.data.stream import BLOCK, RecordStream
+from hacl.data.stream_dataset import StreamDataset
+from hacl.training import build, checks, runtime
+
+
+def open_stream(config: Config) -> Source:
+    """The source of data.path. Raises ConfigError where only train.max_steps could end the run and is not set."""
+    if not config.data.path:
+        raise ConfigError("data.path is empty: name the records to stream")
+    source = build.open_data(config.data.path, config.data.max_records)
+    if config.train.max_steps is None and source.count() is None:
+        raise ConfigError(
+            f"data.stream: how many records {', '.join(config.data.path)} holds is not known before all were read, so "
+            f"train.epochs={config.train.epochs:g} is no number of steps; set train.max_steps"
+        )
+    return source
+
+
+def train_set(config: Config, source: Source, samples: TrainingDataset) -> StreamDataset:
+    """The batches of this rank. samples: a data set over no records."""
+    stream = RecordStream(
+        source,
+        batch_size=config.train.per_device_batch_size,
+        seed=config.data.seed,
+        rank=runtime.rank(),
+        ranks=runtime.world_size(),
+        block=config.data.shuffle_buffer or BLOCK,
+    )
+    known = stream.batches_per_epoch()
+    number = "an unknown number of" if known is None else known
+    checks.say(
+        f"streaming {', '.join(config.data.path)}: {number} global batches per epoch, shuffled within {stream.block} "
+        f"records; at most the first {checks.STREAMED} were checked"
+    )
+    return StreamDataset(stream, samples, known)
