@@ -118,32 +118,29 @@ def held_out_auc(
 ) -> dict[str, float | None]:
     """{"auc", "auc_low", "auc_high"}: states told apart by their projection on the mean difference of other groups.
 
-    The mean over folds; the interval resamples the held-out groups. None with fewer than two groups.
+    The mean over folds of the share of (associative, grounded) states of two different groups that the projection
+    orders rightly; a pair shares its prompt and image, so it does not judge itself. The interval resamples the held-out
+    groups. All None with fewer than four groups.
     """
     from sklearn.model_selection import GroupKFold
 
-    folds = min(FOLDS, len(set(groups)))
-    empty = {"auc": None, "auc_low": None, "auc_high": None}
-    if folds < 2:
-        return empty
     names, owner = np.unique(np.asarray(groups), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, owner].astype(float)
-    weights = np.vstack([np.ones(len(owner)), weights])
+    folds = min(FOLDS, len(names) // 2)
+    if folds < 2:
+        return {"auc": None, "auc_low": None, "auc_high": None}
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    weights = np.vstack([np.ones(len(owner)), drawn[:, owner]])
     found = []
     for train, test in GroupKFold(folds, shuffle=True, random_state=seed).split(owner, groups=owner):
         direction_D = (associative_ND[train].astype(np.float64) - grounded_ND[train]).mean(axis=0)
         above, below = associative_ND[test] @ direction_D, grounded_ND[test] @ direction_D
-        wins = (above[:, None] > below) + 0.5 * (above[:, None] == below)
-        drawn = weights[:, test]
-        total = drawn.sum(axis=1) ** 2
-        won = np.einsum("bi,bi->b", drawn @ wins, drawn)
+        others = (owner[test][:, None] != owner[test]).astype(float)
+        wins = ((above[:, None] > below) + 0.5 * (above[:, None] == below)) * others
+        won, total = (np.einsum("bi,bi->b", weights[:, test] @ table, weights[:, test]) for table in (wins, others))
         found.append(np.divide(won, total, out=np.full(len(total), np.nan), where=total > 0))
-    values = _mean_of_known(np.array(found))
-    low, high = np.percentile(values[1:][np.isfinite(values[1:])], [2.5, 97.5]) if draws else (None, None)
-    return {"auc": float(values[0]), "auc_low": float(low), "auc_high": float(high)} if draws else {
-        **empty, "auc": float(values[0])
-    }  # fmt: skip
+    point, *resampled = _mean_of_known(np.array(found)).tolist()
+    low, high = np.nanpercentile(resampled, [2.5, 97.5]).tolist()
+    return {"auc": point, "auc_low": low, "auc_high": high}
 
 
 class Groups:
