@@ -147,7 +147,13 @@ def test_sparse_codes_equal_those_of_the_estimator_that_learnt_them():
     x_ND = rows(n=60)
     made = Dictionary.fit(x_ND, 4, "sparse_pos", iterations=50, alpha=0.5)
     learner = DictionaryLearning(
-        4, alpha=0.5, max_iter=50, fit_algorithm="cd", transform_algorithm="lasso_cd", positive_code=True, random_state=0
+        4,
+        alpha=0.5,
+        max_iter=50,
+        fit_algorithm="cd",
+        transform_algorithm="lasso_cd",
+        positive_code=True,
+        random_state=0,
     ).fit(x_ND)
     assert np.abs(made.activations(x_ND) - learner.transform(x_ND)).max() < 1e-10
     assert (made.activations(x_ND) >= 0).all()

@@ -209,7 +209,9 @@ def test_the_unbiased_length_takes_out_what_noise_adds():
 
 def test_saved_shifts_come_back_and_are_refused_for_another_model(tmp_path):
     planted = planted_shift(0, per_concept=20)
-    made = measured(planted, bootstrap=20, provenance={"original": "aa", "tuned": "bb", "layer": "3", "selector": "all"})
+    made = measured(
+        planted, bootstrap=20, provenance={"original": "aa", "tuned": "bb", "layer": "3", "selector": "all"}
+    )
     found = ShiftVectors.load(made.save(tmp_path), original="aa", tuned="bb", layer="3")
     for name in ("global_D", "concepts_KD", "residual_KD", "counts_K", "usable_K", "basis_RD", "energy_R"):
         assert np.array_equal(getattr(found, name), getattr(made, name)), name
@@ -247,7 +249,9 @@ def test_input_that_does_not_pair_is_refused(change, message):
 def test_a_rotation_is_told_from_shifts_by_the_maps_that_explain_it():
     planted = planted_shift(0)
     turn_DD, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(64, 64)))
-    explained = {row["map"]: row["explained"] for row in map_rows(planted.a_ND, planted.a_ND @ turn_DD, planted.groups, 6)}
+    explained = {
+        row["map"]: row["explained"] for row in map_rows(planted.a_ND, planted.a_ND @ turn_DD, planted.groups, 6)
+    }
     assert explained["rotation and shift"] == pytest.approx(1.0, abs=1e-8)
     assert explained["one shift"] < 0.3
     shifted = planted_shift(0, uniform=True, noise_b=0.0)
