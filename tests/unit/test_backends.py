@@ -11,6 +11,7 @@ from hacl.data.records import HallucinatedCaption, Record
 from hacl.hallucinate import make_hallucinator
 from hacl.hallucinate.backends.chat import ChatBackend, read_captions
 from hacl.hallucinate.backends.checks import change_of, check_text, keep_different, type_of
+from hacl.hallucinate.backends.model import first_sentence
 from hacl.hallucinate.balance import Balance, Pool, difference, features, fit
 from hacl.hallucinate.context import ImageContext
 from hacl.hallucinate.generators import BACKENDS, backend_class, backend_options
@@ -237,3 +238,54 @@ def test_a_generator_that_makes_nothing_leaves_nothing_to_balance_and_says_why()
 
     with pytest.raises(ValueError, match="mute made no candidate for 2 captions .refused: no reply 2.*--select first"):
         fit_balance(Mute(), surveyed(SCENE), k=2)
+
+
+# A multimodal model
+
+
+@pytest.fixture(scope="module")
+def pocket_folder(tmp_path_factory):
+    from hacl.models.pocket import pocket_model, pocket_processor
+
+    folder = tmp_path_factory.mktemp("pocket")
+    pocket_model(0).save_pretrained(folder)
+    pocket_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+@pytest.mark.parametrize("view", ["absent", "blurred"])
+def test_a_multimodal_model_goes_on_from_the_first_words_and_repeats_itself(
+    pocket_folder, tmp_path, monkeypatch, view, template
+):
+    # An untrained model says nothing that the checks would let pass.
+    where = "hacl.hallucinate.backends.model"
+    monkeypatch.setattr(f"{where}.first_sentence", lambda text, ended: text)
+    monkeypatch.setattr(f"{where}.check_text", lambda _context, text, *_, **__: HallucinatedCaption(text))
+    from PIL import Image
+
+    from hacl.pocket.language import all_words
+
+    Image.new("RGB", (128, 128)).save(tmp_path / "a.png")
+    records = [Record(str(n), ("a.png",), captions=(f"there is a red cup , {n} balls and a boat .",)) for n in range(2)]
+    options = {"model": str(pocket_folder), "image_root": str(tmp_path), "view": view, "template": template}
+    options |= {"keep": 0.5, "prompt": "describe the scene .", "device": "cpu"}
+    made = make_hallucinator("model", **options).propose_batch([(record, 0) for record in records], 3)
+    assert made[1:] == make_hallucinator("model", **options).propose_batch([(records[1], 0)], 3)
+    texts = [caption.text for some in made for caption in some]
+    assert len(set(texts)) == 6 and all(text.startswith("there is a red ") for text in texts)
+    assert {word for text in texts for word in text.replace(".", " .").split()} <= {*all_words(), "0", "1"}
+    assert make_hallucinator("model", **{**options, "keep": 0.3}).settings()["template"] == template
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "sentence"),
+    [
+        ("a cat on a mat. It", False, "a cat on a mat."),
+        ("a cat on a mat", True, "a cat on a mat"),
+        ("a cat on a mat\nand", False, "a cat on a mat"),
+        ("a cat on a", False, None),
+    ],
+)
+def test_a_sample_that_was_cut_off_is_no_sentence(text, ended, sentence):
+    assert first_sentence(text, ended) == sentence
