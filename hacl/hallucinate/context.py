@@ -80,6 +80,15 @@ class ImageContext:
         return [frozenset(word.text for word in words_of(text)) for text in self.record.captions]
 
     @cached_property
+    def described(self) -> dict[str, set[str]]:
+        """Word -> the words that stand right before it in any caption of the image."""
+        found: dict[str, set[str]] = {}
+        for words in self.text_words:
+            for before, word in zip(words, words[1:], strict=False):
+                found.setdefault(word.text, set()).add(before.text)
+        return found
+
+    @cached_property
     def annotated(self) -> frozenset[str]:
         listed = self.record.extra.get("chair_objects")
         names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []

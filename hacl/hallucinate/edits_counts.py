@@ -23,7 +23,8 @@ from hacl.hallucinate.noun_phrases import MANY_PEOPLE, NounPhrase, ends_at
 _NOT_COUNTED = frozenset(
     "group couple lot bunch pair number row line variety close top view way picture photo photograph image side middle "
     "front back background bit few stack pile set herd flock crowd team kind type piece edge end day night time game "
-    "match trick head face bite meal display assortment collection field beach city ocean sky".split()
+    "match trick pitcher batter catcher umpire batsman goalie head face bite meal display assortment collection "
+    "field beach city ocean sky".split()
 )
 _ONE_ONLY = frozenset(
     "riding rides ride wearing wears as like ridden driving drives playing plays doing taking".split()
@@ -104,13 +105,19 @@ def _fixes(context: ImageContext, at: int, stop: int) -> list[Replacement] | Non
     if at == 0 or at == 2 and words[0].text == "there":
         pseudo = NounPhrase(Mention(ObjectKind(""), at + 1, stop, "", False), at, "a", "")
         fixes = plural_fixes(context, pseudo)
+        if after and at == 0 and after[0].text == "and" and not any(is_finite_singular(w.text) for w in after):
+            return []
         if fixes is not None and at == 2:
             if words[1].text != "is" or any(is_finite_singular(word.text) for word in after):
                 return None
             fixes = [*fixes, Replacement(words[1].start, words[1].end, "are")]
         return fixes
     before = words[at - 1].text
-    if before not in FUNCTION_WORDS and not before.endswith("ing") or before in _ONE_ONLY or before in ("and", "or"):
+    if before == "of" and words[at - 2].text in ("side", "top", "front", "middle", "back", "end", "edge", "inside"):
+        return None
+    if before not in FUNCTION_WORDS and not before.endswith("ing") or before in _ONE_ONLY or before == "or":
+        return None
+    if before == "and" and any(is_finite_singular(word.text) for word in words):
         return None
     if {word.text for word in after} & {"it", "its", "each", "itself"}:
         return None
@@ -145,16 +152,11 @@ def _bare(context: ImageContext, at: int) -> Iterator[Candidate]:
     if mention is None or (at and words[at - 1].text not in FUNCTION_WORDS - {"the", "their", "his", "her", "its"}):
         return
     count = context.count(mention.kind.name)
-    if (
-        count is None
-        and words[at].text != "many"
-        or count is not None
-        and count < 5
-        or _WORDS_OF_NUMBER & context.said - _VAGUE
-    ):
+    if count is None and words[at].text != "many" or _WORDS_OF_NUMBER & context.said - _VAGUE:
         return
     end = words[at].end if vague else words[at].start
-    for word in ("two", "three"):
+    some = ("two", "three") if count is None or count >= 5 else [w for w, value in _VALUES.items() if value > count + 1]
+    for word in some if count != 0 else ():
         text = word if vague else word + " "
         edit = Replacement(words[at].start, end, text)
         yield make(context, "number", [edit], word, claims=frozenset({word}))

@@ -10,6 +10,7 @@ from hacl.hallucinate.edits_words import head_noun, make
 from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, is_finite_singular, plural, singular
 from hacl.hallucinate.noun_phrases import ends_at
 from hacl.hallucinate.phrase_bank import preposition_at
+from hacl.hallucinate.plausibility import can_relate, keeps_medium
 
 # Verbs and prepositions that are true whenever another is.
 _IMPLIED = {
@@ -55,9 +56,36 @@ _ANYWHERE = frozenset(("without", "next to", "behind", "in front of", "beside"))
 _ABSTRACT = frozenset(
     "day night time game match air sky distance way picture photo photograph view background direction motion position "
     "color colors style use middle center hand hands head mouth face lap back hair eye eyes order set variety other "
-    "work rest jump trick camera sunlight rain weather morning evening afternoon".split()
+    "work dusk dawn noon home bat base once speed rest jump trick camera sunlight rain weather morning evening "
+    "afternoon".split()
 )
-_NOT_HEADS = frozenset("top front middle side back edge end left right background foreground distance".split())
+# Of these two lists, one of each may be true at once.
+_POSTURES = frozenset(
+    "sitting standing lying laying kneeling sits stands lies lays kneels sit stand lie lay kneel".split()
+)
+_SOFT = frozenset(
+    "posing waiting resting working playing eating grazing drinking leaning hanging sleeping poses waits rests works "
+    "plays "
+    "eats grazes drinks leans hangs sleeps pose wait rest work play eat graze drink lean hang sleep".split()
+) - {"sleeping", "sleeps", "sleep"}
+# What keeps anybody from nearly everything else, and the words it goes before.
+_INSTEAD = {
+    "sleeping": frozenset("in on near by under next beside behind at outside inside".split()),
+    "dancing": frozenset("in on at with near by next beside outside inside around".split()),
+    "running": frozenset("in on at along across through down up around near past toward towards".split()),
+    "swimming": frozenset("in near across".split()),
+}
+_ING_NOUNS = frozenset("lots sides".split())
+_LOOSE = frozenset("on of at in".split())
+_FLYING = frozenset({"bird", "kite"})
+_BOUND = frozenset(
+    "filled covered topped accompanied followed decorated surrounded made full loaded dressed served paired stuffed "
+    "lined "
+    "crowded piled equipped cluttered adorned".split()
+)
+_NOT_HEADS = frozenset(
+    "what it's its preparation top front middle side back edge end left right background foreground distance".split()
+)
 
 
 def exchange_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
@@ -84,9 +112,15 @@ def _nouns(context: ImageContext) -> Iterator[Candidate]:
             before = _governor(context, at)
             for kind, group, many in entries:
                 old = _joined(context, at, length)
+                if at and words[at - 1].text in ("other", "another"):
+                    continue
                 for word in group:
                     new = plural(word) if many else word
-                    if new == old or not _attested(context, before, word if not many else new, at):
+                    if (
+                        new == old
+                        or not _allowed(context, before, old, word)
+                        or not _attested(context, before, word if not many else new, at)
+                    ):
                         continue
                     edit = Replacement(words[at].start, words[at + length - 1].end, new)
                     claims = frozenset((new, *new.split()[-1:]))
@@ -110,6 +144,19 @@ def _modifiers(context: ImageContext) -> Iterator[Candidate]:
                     edit = Replacement(words[at].start, words[at].end, new)
                     adds = context.lexicon.names_of(new) & context.lexicon.objects.keys()
                     yield make(context, "attribute", [edit], new, adds=adds, claims=frozenset({new}))
+
+
+def _allowed(context: ImageContext, governor: str, old: str, new: str) -> bool:
+    """Whether what may follow the governor, and what the thing moves on, lets the new noun in."""
+    lexicon = context.lexicon
+    names = lexicon.names_of(new) & lexicon.objects.keys()
+    allowed = lexicon.selects.get(governor)
+    if names and allowed is not None and governor not in _LOOSE and not names & allowed:
+        return False
+    kinds = [lexicon.objects[name].group for name in names]
+    was = {lexicon.objects[name].group for name in lexicon.names_of(singular(old)) & lexicon.objects.keys()}
+    fits = (keeps_medium(context, group, kind) for group in was for kind in kinds)
+    return all(fits) or bool(names & _FLYING and was == {"aircraft"})
 
 
 def _joined(context: ImageContext, at: int, length: int) -> str:
@@ -141,6 +188,7 @@ def _attested(context: ImageContext, governor: str, noun: str, at: int) -> bool:
 def used_after(context: ImageContext, governor: str, noun: str) -> bool:
     """Whether the collection has the noun itself, or two nouns of its class, after a preposition or verb."""
     pairs = context.bank.pairs
+    governor = context.lexicon.doing(governor)
     return (governor, noun) in pairs or any(
         pairs.get((governor, name), 0) > 1 for name in context.lexicon.classes_of(noun)
     )
@@ -157,10 +205,21 @@ def _prepositions(context: ImageContext) -> Iterator[Candidate]:
         stop = at + length
         head = "" if ends_at(context, stop - 1) or stop == len(words) else head_noun(context, stop)
         follows = "" if stop == len(words) else words[stop].text
-        if head and head not in _NOT_HEADS and follows not in ("front", "top", "the middle") and head != "background":
+        bound = words[at - 1].text in _BOUND
+        if (
+            head
+            and not bound
+            and head not in _NOT_HEADS
+            and follows not in ("front", "top", "the middle")
+            and head != "background"
+        ):
             for new in context.lexicon.prepositions.get(old, ()):
-                loose = new in _ANYWHERE and head not in _ABSTRACT and head.split()[-1] in context.bank.nouns
-                if not loose and not used_after(context, new, head):
+                loose = (
+                    new in _ANYWHERE
+                    and head not in _ABSTRACT
+                    and (bool(context.lexicon.classes_of(head)) or head in context.bank.landmarks)
+                )
+                if not can_relate(old, new, head) or not loose and (new, head) not in context.bank.pairs:
                     continue
                 kept = set(old.split())
                 claims = frozenset(
@@ -180,21 +239,46 @@ def _verbs(context: ImageContext) -> Iterator[Candidate]:
         head = head_noun(context, at + 1) if at + 1 < len(words) else ""
         transitive = bool(head) and words[at + 1].text not in FUNCTION_WORDS - DETERMINERS
         before = [mention for mention in context.mentions if mention.stop <= at]
+        flies = {word.text for word in words[at + 1 : at + 6]}
+        if not any(old in group for group in context.lexicon.verb_groups):
+            yield from _anything_else(context, at)
         for group in context.lexicon.verb_groups:
             if old not in group:
                 continue
             for new in group:
-                if new == old:
+                if new == old or {old, new} & _SOFT and {old, new} & _POSTURES:
                     continue
-                if transitive and not used_after(context, new, head):
+                if transitive and not (used_after(context, new, head) and _allowed(context, new, head, head)):
+                    continue
+                if not flies.isdisjoint(("sky", "air")) and new not in ("flying", "flies"):
                     continue
                 if not transitive and not (_joins(context, at, new)):
                     continue
-                if before and not transitive and (before[-1].kind.group, new) not in bank.doers:
+                if before and not transitive and (before[-1].kind.group, context.lexicon.doing(new)) not in bank.doers:
                     continue
                 claims = implied(context, new)
                 edit = Replacement(words[at].start, words[at].end, new)
                 yield make(context, "action", [edit], new, claims=claims)
+
+
+def _anything_else(context: ImageContext, at: int) -> Iterator[Candidate]:
+    """Of a person or animal that does what no list has: something that leaves no room for that."""
+    words = context.words
+    old = words[at].text
+    third = old not in _ING_NOUNS and is_finite_singular(old) and old not in ("is", "was", "has", "does", "'s")
+    if not third and not (old.endswith("ing") and len(old) > 5) or at + 1 == len(words):
+        return
+    before = words[at - 1].text
+    stop = at - 1 if before in ("is", "are") else at
+    subject = next((m for m in context.mentions if m.stop == stop and m.kind.group in ("person", "animal")), None)
+    follows = words[at + 1].text
+    if subject is None or ends_at(context, at + 1) or subject.kind.name == "bird":
+        return
+    for new, next_words in _INSTEAD.items():
+        if follows in next_words and (subject.kind.group == "person" or new in ("sleeping", "running")):
+            written = context.lexicon.third_persons.get(new, new) if third else new
+            edit = Replacement(words[at].start, words[at].end, written)
+            yield make(context, "action", [edit], written, claims=implied(context, written))
 
 
 def implied(context: ImageContext, verb: str) -> frozenset[str]:
@@ -209,4 +293,6 @@ def _joins(context: ImageContext, at: int, new: str) -> bool:
     words = context.words
     if at + 1 == len(words) or ends_at(context, at + 1):
         return True
-    return (new, words[at + 1].text) in context.bank.bigrams
+    doing = context.lexicon.doing(new)
+    forms = (new, doing, context.lexicon.third_persons.get(doing, doing))
+    return any((form, words[at + 1].text) in context.bank.bigrams for form in forms)

@@ -10,6 +10,8 @@ from hacl.hallucinate.edits_words import make
 from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, article, is_finite_singular, plural
 from hacl.hallucinate.lexicon import Mention, ObjectKind
 from hacl.hallucinate.noun_phrases import MANY_PEOPLE, PERSONAL_PRONOUNS, NounPhrase, ends_at, is_head, noun_phrase
+from hacl.hallucinate.phrase_bank import last_place, preposition_at
+from hacl.hallucinate.plausibility import keeps_medium, suits_scene
 
 _GENDERED = PERSONAL_PRONOUNS - {"it", "its", "itself"} | frozenset(
     "beard bearded mustache dress bikini skirt bride groom wife husband bra makeup blouse shirtless".split()
@@ -23,6 +25,7 @@ _JOINABLE = frozenset(("", "with", "has", "have", "holding", "including", "near"
 _GOVERNORS = frozenset(
     "with has have holding including near beside by and on of behind under carrying containing".split()
 )
+_BESIDE = frozenset(("with", "near", "next to", "beside", "by", "behind", "in front of"))
 _CONTINUES = frozenset("on in at near next by under beside behind sitting standing lying laying".split())
 _LEAST_SHARE = 0.6  # of the things seen must suit an object that is added
 
@@ -37,6 +40,8 @@ def object_edits(context: ImageContext, draw: random.Random) -> Iterator[Candida
             yield from _word_swaps(context, phrase)
         elif mention.word in mention.kind.words:
             yield from _swaps(context, phrase, draw)
+    if context.bank is not None:
+        yield from _last_things(context, draw)
 
 
 def _swaps(context: ImageContext, phrase: NounPhrase, draw: random.Random) -> Iterator[Candidate]:
@@ -55,11 +60,44 @@ def _swaps(context: ImageContext, phrase: NounPhrase, draw: random.Random) -> It
         other_group = new.group != mention.kind.group
         if not new.countable or (allowed is not None and name not in allowed) or (other_group and adjectives & _AGES):
             continue
-        if any(name not in names for names in able):
+        if any(name not in names for names in able) or not keeps_medium(context, mention.kind.group, new.group):
             continue
         word = _word(new, draw)
         text = plural(word) if mention.plural else word
         yield _swap(context, mention, text, adds=lexicon.names_of(word), weight=context.suits(name) / (1 + rank))
+
+
+def _last_things(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
+    """ "next to a covered awning" -> "next to a bicycle": a thing without group that ends the caption."""
+    words = context.words
+    if (at := last_place(context)) is None:
+        return
+    length = preposition_at(context, at)
+    if " ".join(word.text for word in words[at : at + length]) not in _BESIDE:
+        return
+    if context.lexicon.classes_of(words[-1].text) or any(m.stop == len(words) for m in context.mentions):
+        return
+    weights = _suiting(context)
+    for name in _draw_some(weights, 4, draw):
+        kind = context.lexicon.objects[name]
+        word = _word(kind, draw)
+        text = plural(word) if words[at + length].text not in ("a", "an", "the") else f"{article(word)} {word}"
+        edit = Replacement(words[at + length].start, words[-1].end, text)
+        yield make(context, "object", [edit], text, adds=context.lexicon.names_of(word), weight=weights[name])
+
+
+def _suiting(context: ImageContext) -> dict[str, float]:
+    """Absent things that suit the image -> how well."""
+    lexicon = context.lexicon
+    least = _LEAST_SHARE if context.bank is None else _LEAST_SHARE / 2
+    return {
+        name: context.suits(name)
+        for name, kind in lexicon.objects.items()
+        if kind.countable
+        and name not in context.present
+        and context.scene_share(name) >= least
+        and suits_scene(context, kind.words)
+    }
 
 
 def _swap(context: ImageContext, mention: Mention, text: str, **fields) -> Candidate:
@@ -97,9 +135,7 @@ def _word(kind: ObjectKind, draw: random.Random) -> str:
 def insertion_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
     """An absent object that suits the image, beside one that is there, or at the end."""
     lexicon = context.lexicon
-    names = [name for name, kind in lexicon.objects.items() if kind.countable and name not in context.present]
-    least = _LEAST_SHARE if context.bank is None else _LEAST_SHARE / 2
-    weights = {name: context.suits(name) for name in names if context.scene_share(name) >= least}
+    weights = _suiting(context)
     few_words = len(context.words) < 10
     for at, holder in _places(context):
         for name in _draw_some(weights, 4, draw):

@@ -4,13 +4,17 @@ of it (other), where it ends (insertion)."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hacl.hallucinate.context import Candidate, ImageContext
+from hacl.hallucinate.edits_exchange import implied
 from hacl.hallucinate.edits_words import make
 from hacl.hallucinate.english import Replacement, words_of
-from hacl.hallucinate.phrase_bank import Phrase, form_at, last_place, openings, verb_form
+from hacl.hallucinate.phrase_bank import Phrase, last_place, openings, verb_form
+from hacl.hallucinate.plausibility import PERSON, ROLE, go_together
 
+_TO_BE = {"finite": "is ", "base": "are "}
+_LEAST_SHARE = 0.3  # of the things seen must suit what is added
 _TRIES = 120  # phrases looked at for one place
 
 
@@ -18,25 +22,36 @@ def transplant_edits(context: ImageContext, draw: random.Random) -> Iterator[Can
     """Phrases of other captions that name something absent, of about the length of what they replace."""
     if context.bank is None:
         return
-    for classes, at in openings(context):
-        form = form_at(context, at)
-        events = context.bank.events
-        phrases = [phrase for name in classes[:-1] for phrase in events.get((name, form), ())]
-        if len(phrases) < 40 and not form_is_of_persons(form):
-            phrases += events.get((classes[-1], form), ())
-        kind = "event" if verb_form(context, at) or form in ("ed", "that", "which", "who") else "other"
-        yield from _replace(context, at, phrases, kind, draw, most=6)
+    events = context.bank.events
+    for subject, form, at in openings(context):
+        phrases = _said_of(events, subject, form)
+        verbal = verb_form(context, at) or form in ("ed", "that", "which", "who", "base")
+        kind = "event" if verbal and form != "place" else "other"
+        yield from _replace(context, at, phrases, kind, draw, most=6, subject=subject)
+        if (verb := _TO_BE.get(form)) is not None:  # "sits on a bed" -> "is reading a book"
+            phrases = _said_of(events, subject, "ing")
+            yield from _replace(context, at, phrases, kind, draw, most=4, subject=subject, verb=verb)
     if (at := last_place(context)) is not None:
-        yield from _replace(context, at, context.bank.near, "insertion", draw, most=6)
+        yield from _replace(context, at, context.bank.near, "insertion", draw, most=6, subject="")
 
 
-def form_is_of_persons(form: str) -> bool:
-    """Whether what begins so tells what somebody does, which not every subject can do."""
-    return form in ("ing", "finite", "who")
+def _said_of(events: Mapping[tuple[str, str], tuple[Phrase, ...]], subject: str, form: str) -> tuple[Phrase, ...]:
+    """The phrases of a form about subjects of a class; people and people named by what they do share theirs."""
+    who = next((name for name in (PERSON, ROLE) if subject.startswith(name)), None)
+    if who is None:
+        return events.get((subject, form), ())
+    return tuple(phrase for name in (PERSON, ROLE) for phrase in events.get((subject.replace(who, name), form), ()))
 
 
 def _replace(
-    context: ImageContext, at: int, phrases: Sequence[Phrase], kind: str, draw: random.Random, most: int
+    context: ImageContext,
+    at: int,
+    phrases: Sequence[Phrase],
+    kind: str,
+    draw: random.Random,
+    most: int,
+    subject: str,
+    verb: str = "",
 ) -> Iterator[Candidate]:
     words = context.words
     length, made = len(words) - at, 0
@@ -44,17 +59,35 @@ def _replace(
     for phrase in draw.sample(phrases, min(_TRIES, len(phrases))):
         absent = phrase.names - context.present
         known = context.present & phrase.names
-        if made == most or not absent or abs(phrase.words - length) > 2 or phrase.text.lower() == old.lower():
+        if made == most:
+            break
+        if abs(phrase.words - length) > 2 or phrase.text.lower() == old.lower():
             continue
-        if not absent <= context.lexicon.objects.keys() or (kind != "insertion" and not _surely(context, phrase)):
+        claims = frozenset()
+        if not absent or kind != "insertion" and not _surely(context, phrase):
+            claims = _unsaid(context, phrase)
+            if kind == "insertion" or not claims:
+                continue
+        if not go_together(subject, words[:at], phrase.said):
+            continue
+        if kind == "insertion" and any(context.scene_share(name) < _LEAST_SHARE for name in absent):
             continue
         made += 1
-        new = phrase.text[0].lower() + phrase.text[1:]
+        new = verb + phrase.text[0].lower() + phrase.text[1:]
         edit = Replacement(words[at].start, words[-1].end, new)
-        yield make(context, kind, [edit], new, adds=absent, weight=1.0 + len(known))
+        yield make(context, kind, [edit], new, adds=absent, claims=claims, weight=1.0 + len(known))
 
 
 def _surely(context: ImageContext, phrase: Phrase) -> bool:
     """Whether a thing it surely names (and not only hints at) is absent."""
     named = {m.kind.name for m in context.lexicon.mentions(words_of(phrase.text)) if m.word in m.kind.words}
     return bool(named - context.present)
+
+
+def _unsaid(context: ImageContext, phrase: Phrase) -> frozenset[str]:
+    """Nouns of the phrase that no caption has or implies, with its verb; none where the verb itself may be true."""
+    verbs = implied(context, phrase.verb) if phrase.verb else frozenset()
+    if not verbs or verbs & context.said:
+        return frozenset()
+    places = frozenset(noun for noun in phrase.places if not context.lexicon.same(noun) & context.said)
+    return places | verbs if places else frozenset()

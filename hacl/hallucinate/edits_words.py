@@ -45,7 +45,7 @@ def attribute_edits(context: ImageContext, draw: random.Random) -> Iterator[Cand
             continue
         head = head_noun(context, at + 1)
         for values in context.lexicon.attributes:
-            if head and word.text in values.words and _applies(context, values, head):
+            if head and word.text in values.words and applies(context, values, head):
                 yield from _attribute(context, values, at)
                 break
         else:
@@ -70,7 +70,8 @@ def _is_plain_adjective(context: ImageContext, at: int) -> bool:
     return at == 0 or words[at - 1].text not in ("and", "or", "very") and not apart(text, words[at - 1], words[at])
 
 
-def _applies(context: ImageContext, values: AttributeSet, head: str) -> bool:
+def applies(context: ImageContext, values: AttributeSet, head: str) -> bool:
+    """Whether a noun can have values of the attribute."""
     if values.nouns is not None:
         return context.lexicon.is_a(head, values.nouns)
     return not context.lexicon.is_a(head, values.not_nouns)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*|\d+")
 _PLURALS = {
@@ -35,8 +36,7 @@ _FINITE = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """A word of a caption: lower-cased text and [start, end) character offsets."""
 
     text: str
@@ -117,6 +117,16 @@ def base_form(third_person: str) -> str:
     if re.search(r"(?:ss|x|zz|ch|sh)es$", third_person):
         return third_person[:-2]
     return third_person[:-1]
+
+
+@lru_cache(maxsize=1)
+def _bases() -> frozenset[str]:
+    return frozenset(base_form(verb) for verb in _FINITE if verb not in ("is", "was", "has", "does"))
+
+
+def is_base(word: str) -> bool:
+    """Whether a word may be a verb that agrees with several persons or things ("sit", "play")."""
+    return word in _bases()
 
 
 def is_finite_singular(word: str) -> bool:

@@ -12,6 +12,7 @@ from hacl.data.records import HallucinatedCaption, Record
 from hacl.hallucinate.backends.base import BackendOption, Item, caption_of, checked_types
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.cooccurrence import Cooccurrence
+from hacl.hallucinate.edits_contradictions import contradiction_edits
 from hacl.hallucinate.edits_counts import count_edits
 from hacl.hallucinate.edits_exchange import exchange_edits
 from hacl.hallucinate.edits_nouns import insertion_edits, object_edits
@@ -33,6 +34,7 @@ _EDITS = (
     exchange_edits,
     transplant_edits,
     count_edits,
+    contradiction_edits,
 )
 # Types with fewer places in captions are drawn more readily, so that no type swamps the others.
 _TYPE_WEIGHTS = {"number": 3.0, "attribute": 3.0, "action": 2.5, "relation": 2.0, "object": 1.5, "insertion": 0.4}

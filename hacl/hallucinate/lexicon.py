@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hacl.hallucinate.english import Word, is_plural, plural, singular
+from hacl.hallucinate.english import Word, base_form, is_plural, plural, singular
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,15 @@ class Lexicon:
     def groups_of(self, word: str) -> list[tuple[str, tuple[str, ...], bool]]:
         """(type, group, plural?) of each noun group that has the word."""
         return self._groups.get(word, [])
+
+    @cached_property
+    def _doings(self) -> dict[str, str]:
+        thirds = {third: ing for ing, third in self.third_persons.items()}
+        return {base_form(third): ing for third, ing in thirds.items()} | thirds
+
+    def doing(self, verb: str) -> str:
+        """ "sits" or "sit" -> "sitting", any other word as it is."""
+        return self._doings.get(verb, verb)
 
     @cached_property
     def _names(self) -> dict[tuple[str, ...], list[tuple[ObjectKind, str, bool]]]:

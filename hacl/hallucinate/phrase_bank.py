@@ -10,9 +10,18 @@ from functools import cached_property
 from hacl.data.records import Record
 from hacl.hallucinate.context import ImageContext
 from hacl.hallucinate.edits_words import head_noun
-from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, apart, is_finite_singular, noun_run
+from hacl.hallucinate.english import (
+    DETERMINERS,
+    FUNCTION_WORDS,
+    apart,
+    is_base,
+    is_finite_singular,
+    is_plural,
+    noun_run,
+)
 from hacl.hallucinate.lexicon import Lexicon, Mention
 from hacl.hallucinate.noun_phrases import ends_at, noun_phrase
+from hacl.hallucinate.plausibility import PERSON, ROLE, subject_class
 
 PREPOSITIONS = tuple(
     tuple(phrase.split())
@@ -26,19 +35,26 @@ _BY_FIRST_WORD = {
     first: tuple(phrase for phrase in PREPOSITIONS if phrase[0] == first) for first in {p[0] for p in PREPOSITIONS}
 }
 _NOT_BEFORE_SUBJECTS = FUNCTION_WORDS - DETERMINERS - {"there", "of"}
+_BESIDE = frozenset(("on", "near", "next to", "behind", "under", "beside", "by", "in front of", "on top of"))
 _NEAR = ("next to", "near", "beside", "behind", "in front of", "by", "with", "close to")
-_ANY, _PERSON = "#any", "#person"
-_DOERS = ("er", "or", "ist", "ers", "ors", "ists")
-_UNFIT = frozenset("he she his her him they their them each other one another who which that himself".split())
+_AUXILIARIES = frozenset("that which who is are was were".split())
+_UNFIT = frozenset(
+    "he she his her hers him they their them each other one another who which that himself herself themselves together "
+    "both all row line pair group these this those like as dress bikini skirt beard bra".split()
+)
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """text: as written; names: objects it names; words: how many."""
+    """text: as written; names: objects it names; words: how many; said: which; places: of them, the nouns that
+    other nouns may replace; verb: the -ing verb it begins with."""
 
     text: str
     names: frozenset[str]
     words: int
+    said: frozenset[str] = frozenset()
+    places: frozenset[str] = frozenset()
+    verb: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,11 @@ class PhraseBank:
     def near(self) -> tuple[Phrase, ...]:
         """The places that tell what something is near to."""
         return tuple(phrase for phrase in self.places if phrase.text.lower().startswith(_NEAR))
+
+    @cached_property
+    def landmarks(self) -> frozenset[str]:
+        """Nouns that things are said to be beside or on."""
+        return frozenset(head for governor, head in self.pairs if governor in _BESIDE and not head.startswith("#"))
 
     @cached_property
     def nouns(self) -> frozenset[str]:
@@ -80,14 +101,15 @@ def phrase_bank(records: Iterable[Record], lexicon: Lexicon) -> PhraseBank:
                 length = preposition_at(context, at) or _is_verb(words[at]) or words[at] in ("of", "and", "or")
                 if length and (head := head_noun(context, at + length)):
                     governor = " ".join(words[at : at + length])
+                    if _is_verb(governor):
+                        governor = lexicon.doing(governor)
                     pairs.update((governor, noun) for noun in (head, *lexicon.classes_of(head)))
             if (found := subject_and_verb(context)) is not None:
                 mention, at = found
-                doers[mention.kind.group, words[at]] += 1
-            for classes, at in openings(context):
-                if phrase := _rest(context, at):
-                    for name in (name for name in classes if _is_apt(phrase, name)):
-                        events.setdefault((name, form_at(context, at)), []).append(phrase)
+                doers[mention.kind.group, lexicon.doing(words[at])] += 1
+            for subject, form, at in openings(context):
+                if (phrase := _rest(context, at)) and _is_apt(phrase, subject):
+                    events.setdefault((subject, form), []).append(phrase)
             if (at := last_place(context)) and (phrase := _rest(context, at)):
                 places.append(phrase)
     return PhraseBank({key: tuple(value) for key, value in events.items()}, tuple(places), pairs, doers, bigrams)
@@ -130,23 +152,36 @@ def subject_and_verb(context: ImageContext) -> tuple[Mention, int] | None:
     return None
 
 
-def openings(context: ImageContext) -> list[tuple[tuple[str, ...], int]]:
-    """(classes of the subject, word at which what is said of it begins) for each such beginning.
+def openings(context: ImageContext) -> list[tuple[str, str, int]]:
+    """(class of the subject, form, word at which what is said of it begins) for each such beginning.
 
-    The first preposition or verb after the caption's first noun begins it, and so does each -ing verb soon after.
+    The first preposition or verb after the caption's first noun begins it, and so does each -ing verb soon after. After
+    a verb of the subject the next preposition begins the form "place", of the class "subject verb".
     """
     words, found = context.words, []
-    classes: tuple[str, ...] = ()
     for at in range(1, min(len(words) - 1, 10)):
         before = words[at - 1].text
         if before in FUNCTION_WORDS or apart(context.text, words[at - 1], words[at]):
             continue
         form = form_at(context, at)
-        if not classes and form and not _is_verb(before):
-            classes = (*context.lexicon.classes_of(before), _ANY) if not before.endswith(_DOERS) else (_PERSON, _ANY)
-            found.append((classes, at))
-        elif classes and form == "ing" and (before in context.lexicon.end_nouns or context.lexicon.classes_of(before)):
-            found.append((classes, at))
+        if not form and not found and is_plural(before) and is_base(words[at].text):
+            form = "base"
+        if not form or _is_verb(before) or found and form != "ing":
+            continue
+        subject = subject_class(context, at)
+        if not subject:
+            if found:
+                continue
+            return []
+        found.append((subject, form, at))
+        verb = at
+        while verb < len(words) - 2 and words[verb].text in _AUXILIARIES:
+            verb += 1
+        if verb > at and verb_form(context, verb) == "ing":
+            found.append((subject, "ing", verb))
+        if verb_form(context, verb) in ("ing", "finite") and preposition_at(context, verb + 1):
+            doing = context.lexicon.doing(words[verb].text)
+            found.append((f"{subject} {doing}", "place", verb + 1))
     return found
 
 
@@ -184,7 +219,7 @@ def last_place(context: ImageContext) -> int | None:
 
 def _is_apt(phrase: Phrase, name: str) -> bool:
     """Whether a phrase about a thing may be said of a class of subjects: persons are no "it"."""
-    return name != _PERSON or not {"it", "its"} & set(phrase.text.lower().split())
+    return not name.startswith((PERSON, ROLE)) or not {"it", "its"} & set(phrase.text.lower().split())
 
 
 def _rest(context: ImageContext, at: int) -> Phrase | None:
@@ -193,4 +228,7 @@ def _rest(context: ImageContext, at: int) -> Phrase | None:
     text = context.text[words[0].start : words[-1].end]
     if {word.text for word in words} & _UNFIT or any(mark in text for mark in '.!?;:"()') or text.isupper():
         return None
-    return Phrase(text, frozenset(context.lexicon.named(words)), len(words))
+    said = frozenset(word.text for word in words)
+    places = frozenset(word for word in said if context.lexicon.groups_of(word))
+    verb = next((word.text for word in words[:2] if verb_form(context, words.index(word) + at) == "ing"), "")
+    return Phrase(text, frozenset(context.lexicon.named(words)), len(words), said, places, verb)

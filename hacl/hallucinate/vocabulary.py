@@ -137,6 +137,15 @@ def _attributes() -> tuple[AttributeSet, ...]:
             "glass=wooden,metal; stone=wooden,metal; striped=plain; floral=striped; young=old,elderly; baby=adult; "
             "adult=baby; long=short; short=long,tall; tall=short; deep=shallow; smiling=frowning; "
             "male=female; female=male; gray=blue,green; grey=blue,green; electric=wooden; paper=plastic,metal; "
+            "different=identical; identical=different; similar=different; various=identical; assorted=identical; "
+            "flooded=dry; trapped=free; captive=wild; frayed=new; homemade=frozen; contemporary=antique; "
+            "commercial=private; illuminated=dark; tiled=carpeted; shirtless=bearded; packed=empty; "
+            "stacked=scattered; heavy=light; "
+            "warm=cold; high=low; low=high; top=bottom; bottom=top; front=back; back=front; major=minor; first=last; "
+            "last=first; "
+            "formal=casual; casual=formal; expert=novice; professional=amateur; whole=half; colored=grey; "
+            "colored=black; grassy=sandy; hardwood=carpeted; blond=dark; windy=calm; tropical=snowy; healthy=fried; "
+            "unmade=tidy; vacant=crowded; giant=tiny; elderly=young; multicolored=grey; multiple=two; metallic=wooden; "
             "blonde=dark; bald=bearded; bearded=bald; decorated=plain; calm=rough; rough=calm; upper=lower",
             not_nouns="time boy girl",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from hacl.hallucinate.english import base_form
 from hacl.hallucinate.lexicon import ObjectKind
 
 # type | words of which at most one fits a place (a singular; its plural goes with it)
@@ -25,17 +26,25 @@ potato, shrimp, egg, lettuce, tomato, onion, mushroom, noodle
 object | plate, tray, basket, box, pan, pot, platter, bucket, bag, jar, napkin
 object | table, desk, counter, shelf, floor, couch, bed, chair, bench, rug, sofa, cabinet, dresser, blanket, carpet
 object | camera, microphone, guitar, violin, flashlight, broom, hammer, sword, fan, candle
+object | reception, ceremony, party, parade, wedding, meeting, concert, festival
+object | hand, head, foot, leg, arm, face, ear, nose
+object | shirt, jacket, sweater, dress, coat, vest, skirt, scarf
+object | flower, bush, cactus, weed
+object | roof, porch, balcony, chimney
+object | path, road, bridge, stair
+object | breakfast, lunch, dinner
+other | christmas, halloween, easter, thanksgiving
 object | hill, wave, ramp, rail, slope, staircase
 object | morning, evening, night, afternoon
 attribute | skier, surfer, skateboarder, snowboarder, cyclist, swimmer, golfer
 attribute | batter, pitcher, catcher, umpire
 attribute | policeman, fireman, chef, soldier, waiter, doctor, farmer, clown
-attribute | photo, painting, drawing, cartoon
+attribute | photo, picture, image, photograph, painting, drawing, cartoon
 """
 
 # groups of objects whose words may take each other's place
 _KIND_GROUPS = (
-    "animal", "animal person", "vehicle bike", "vehicle vessel aircraft", "furniture seat table", "tableware cutlery",
+    "animal", "vehicle bike", "vehicle vessel aircraft", "furniture seat table", "tableware cutlery",
     "food meal", "screen desk_item small", "appliance fixture", "sport carried bag", "small bag toy", "sport toy",
     "street_object seat", "plant small",
 )  # fmt: skip
@@ -105,9 +114,9 @@ under below beneath underneath
 
 # preposition -> what it may become
 _PREPOSITIONS = """
-on = under, behind, in front of, next to, beside, above, below, inside
+on = under, behind, in front of, next to, beside, above, below, inside, near
 on top of = under, behind, next to, inside, in, below
-in = on top of, behind, outside, under, next to, in front of, above, on
+in = on top of, behind, outside, under, next to, in front of, above, on, near, beside
 inside = on top of, behind, outside, under, next to
 outside = inside, in, behind
 under = on, on top of, above, behind, next to
@@ -122,6 +131,7 @@ by = on, under, behind, inside, in, far from
 behind = in front of, on, under, beside, next to
 in front of = behind, on, under, inside, beside
 against = behind, in front of, on, under
+at = behind, in front of, next to, beside
 across = along, under, beside
 along = across, away from
 through = around, over, past
@@ -204,6 +214,7 @@ def prepositions() -> dict[str, tuple[str, ...]]:
 
 
 def verb_groups(thirds: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
-    """Verbs of one frame, once in -ing and once in the third person, which `thirds` gives."""
+    """Verbs of one frame in -ing, in the third person, which `thirds` gives, and in its plural."""
     lines = [tuple(line.split()) for line in _VERBS.strip().splitlines()]
-    return (*lines, *(tuple(thirds[verb] for verb in line if verb in thirds) for line in lines))
+    finite = [tuple(thirds[verb] for verb in line if verb in thirds) for line in lines]
+    return (*lines, *finite, *(tuple(base_form(verb) for verb in line) for line in finite))

@@ -112,7 +112,7 @@ station: person,train,suitcase,bench,backpack,clock,handbag
 airport: airplane,truck,person,suitcase,backpack,handbag
 shore: person,boat,surfboard,dog,kite,umbrella,bird,bench
 park: person,dog,bench,frisbee,bicycle,bird,kite,umbrella,skateboard,sports ball,backpack
-snow: person,snowboard,backpack,dog
+snow: person,snowboard,skis,backpack,dog,bench
 farm: horse,cow,sheep,dog,bird,truck
 safari: elephant,zebra,giraffe,bird
 wild: bear,bird
@@ -120,11 +120,13 @@ tennis: person,tennis racket,bench,sports ball
 baseball: person,baseball bat,baseball glove,bench,sports ball
 kitchen: refrigerator,oven,microwave,toaster,sink,bottle,cup,bowl,knife,spoon,dining table,chair,potted plant,clock
 meal: dining table,fork,knife,spoon,cup,wine glass,bottle,bowl,cake,pizza,sandwich,carrot,apple,orange,banana,hot \
-dog,donut
+dog,donut,broccoli
 living room: couch,chair,tv,remote,book,vase,potted plant,clock,cat,dog,laptop,teddy bear,person
 bathroom: toilet,sink,toothbrush,bottle,hair drier,potted plant,cup
 bedroom: bed,book,teddy bear,clock,laptop,cat,dog,chair,tv
-desk: laptop,keyboard,cell phone,book,cup,chair,bottle,clock,potted plant,remote
+desk: laptop,keyboard,cell phone,book,cup,chair,bottle,clock,potted plant,remote,mouse,scissors,tv,backpack
+party: person,tie,wine glass,bottle,cell phone,chair,dining table,cake,cup
+market: person,banana,apple,orange,carrot,broccoli,handbag,backpack,umbrella,truck
 """
 
 HYPERNYMS = {

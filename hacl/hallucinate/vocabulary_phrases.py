@@ -176,6 +176,20 @@ relation | left side | right side | |
 relation | right side | left side | |
 relation | at the top of | at the bottom of | |
 relation | at the bottom of | at the top of | |
+relation | during | before,after | game match dinner lunch meal parade race show event competition speech |
+relation | in the corner of | in the middle of | |
+relation | at the edge of | in the middle of | |
+relation | on the end of | in the middle of | |
+relation | on the back of | on the front of,next to | |
+relation | in the back of | in front of,next to | |
+relation | on both sides | on one side | |
+relation | side by side | far apart | |
+relation | next to each other | far from each other | |
+relation | in a row | in a circle | |
+relation | in a circle | in a row | |
+relation | upside down | right side up | |
+relation | in the corner | in the middle | |
+relation | in the middle | in the corner | |
 relation | in the background | in the foreground | |
 relation | in the foreground | in the background | |
 relation | in the distance | in the foreground | |
@@ -229,6 +243,10 @@ attribute | during the day | at night | |
 attribute | black and white photo | color photo | |
 attribute | black and white photograph | color photograph | |
 attribute | black and white picture | color picture | |
+attribute | black and white image | color image | |
+attribute | close up of | distant view of | |
+attribute | close-up of | distant view of | |
+attribute | closeup of | distant view of | |
 attribute | double decker | single decker | bus |
 """
 
