@@ -42,7 +42,8 @@ class ConceptReport:
         rows: one per concept of the first split (see `concept_rows`). controls: own shift first, then every control,
             the in-sample figure last. headline: held-out R of the concepts' own shifts minus that of the global shift,
             with its interval, and both parts. alpha_curve, correlations, splits: tables of that name. agreement:
-            partition agreement (adjusted Rand index). settings, provenance: what made it.
+            partition agreement (adjusted Rand index). similarity: cosine of each original concept (row) with each tuned
+            one of the first split. settings, provenance: what made it.
     """
 
     rows: list[Row]
@@ -52,6 +53,7 @@ class ConceptReport:
     correlations: list[Row]
     splits: list[Row]
     agreement: Row
+    similarity: list[list[float]]
     settings: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -86,7 +88,7 @@ class ConceptReport:
     @staticmethod
     def _names() -> tuple[str, ...]:
         tables = ("headline", "controls", "rows", "alpha_curve", "correlations", "splits", "agreement")
-        return (*tables, "settings", "provenance")
+        return (*tables, "similarity", "settings", "provenance")
 
 
 def concept_recovery(
@@ -160,6 +162,7 @@ def concept_recovery(
         plain(_correlations(rows)),
         plain([_split_row(seed + s, *one) for s, one in enumerate(found)]),
         {"held_out": split.agreement, "in_sample": in_sample.agreement},
+        plain(split.similarity_KJ),
         settings,
         dict(provenance or {}),
     )

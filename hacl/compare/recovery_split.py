@@ -17,7 +17,7 @@ import numpy as np
 from hacl.compare.resampling import image_draws, numbered_groups
 from hacl.compare.shift_vectors import ShiftVectors, shift_vectors
 from hacl.representations.dictionaries import Dictionary
-from hacl.representations.matching import LOW_MARGIN, Match, match_concepts
+from hacl.representations.matching import LOW_MARGIN, Match, cosines, match_concepts
 from hacl.representations.row_algebra import concept_means, group_sums
 from hacl.representations.stability import partition_agreement
 
@@ -45,8 +45,8 @@ class Split:
     shifts: measured on fit. after_KD: the matched concept of the tuned model (held), zeros where there is none.
     status_K: ok, unmoved, small, empty or unmatched. matches: by concept, None where it takes no part. concept_fit,
     concept_held: concepts of the fit rows (original's dictionary) and of the held rows (tuned's). agreement: adjusted
-    Rand index of both dictionaries' partitions of the held rows. noise_K, floor_K: squared length that the sampling
-    noise alone gives the gap, and the residual after a perfect shift.
+    Rand index of both dictionaries' partitions of the held rows. floor_K: squared length that sampling noise alone
+    leaves after a perfect shift. similarity_KJ: cosines of the original's with all concepts of the tuned model.
     """
 
     fit: np.ndarray
@@ -59,8 +59,8 @@ class Split:
     concept_fit: np.ndarray
     concept_held: np.ndarray
     agreement: float
-    noise_K: np.ndarray
     floor_K: np.ndarray
+    similarity_KJ: np.ndarray
 
     @property
     def ok_K(self) -> np.ndarray:
@@ -122,10 +122,8 @@ def make_split(
     scale = float(np.linalg.norm(a_ND[fit], axis=1).mean())
     status_K = [_status(row, match, before, after, shift, scale) for row, match, before, after, shift in
                 zip(shifts.stats, matches, before_KD, after_KD, shifts.concepts_KD, strict=True)]  # fmt: skip
-    a_noise, b_noise = (_mean_noise(x_ND[fit], concept_fit, K) for x_ND in (a_ND, b_ND))
     held_noise = _mean_noise(b_ND[held], concept_held, K)
     after_noise = np.array([held_noise[m.b] if m and m.b is not None else np.nan for m in matches])
-    agreement = partition_agreement(original.assign(a_ND[held]), concept_held)
     return Split(
         fit,
         held,
@@ -136,9 +134,9 @@ def make_split(
         matches,
         concept_fit,
         concept_held,
-        agreement,
-        a_noise + after_noise,
-        b_noise + after_noise,
+        partition_agreement(original.assign(a_ND[held]), concept_held),
+        _mean_noise(b_ND[fit], concept_fit, K) + after_noise,
+        cosines(before_KD - offsets[0], candidates_KD - offsets[1]),
     )
 
 

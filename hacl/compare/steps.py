@@ -15,6 +15,7 @@ import numpy as np
 
 from hacl.compare.concept_recovery import ConceptReport, concept_recovery
 from hacl.compare.drift import Drift, drift
+from hacl.compare.linear_maps import map_rows
 from hacl.compare.paired_features import PairedFeatures, load_pairs
 from hacl.compare.plain import Row, plain
 from hacl.compare.shift_vectors import ShiftVectors, shift_vectors
@@ -119,6 +120,27 @@ def shift_words(features: PairedFeatures, shifts: ShiftVectors, rule: WordRule |
     if features.readout is None:
         return []
     return shifts.words(features.readout, rule, norm_mode=norm_modes(features.layer)[1])
+
+
+def shift_map(
+    features: PairedFeatures, shifts: ShiftVectors, dictionary: Dictionary, *, limit: int = 2000, seed: int = 0
+) -> list[Row]:
+    """The samples' shifts along the two strongest directions, for a plot; at most `limit` of them, drawn by seed."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(features.a_ND))[:limit])
+    delta_nD = features.b_ND[rows].astype(np.float64) - features.a_ND[rows]
+    x_nR = delta_nD @ shifts.basis_RD[:2].T
+    concept_n = dictionary.assign(features.a_ND[rows])
+    named = zip(rows.tolist(), concept_n.tolist(), x_nR.tolist(), strict=True)
+    return [
+        {"sample": features.rows[row].sample, "image_id": features.rows[row].image_id, "concept": k}
+        | dict(zip(("x", "y"), [*place, None, None][:2], strict=True))
+        for row, k, place in named
+    ]
+
+
+def map_kinds(features: PairedFeatures, K: int, **options: Any) -> list[Row]:
+    """How much of the change is one shift, shifts per concept, a rotation, a linear map; options: of `map_rows`."""
+    return map_rows(features.a_ND, features.b_ND, features.groups, K, **options)
 
 
 def recover_concepts(features: PairedFeatures, K: int, **options: Any) -> ConceptReport:

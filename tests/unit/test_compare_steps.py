@@ -16,8 +16,10 @@ from hacl.compare.steps import (
     drift_of_stores,
     fit_concepts,
     ground_concepts,
+    map_kinds,
     measure_shift,
     recover_concepts,
+    shift_map,
     shift_words,
 )
 from hacl.representations.manifest import write_json
@@ -116,6 +118,20 @@ def test_the_whole_chain_from_stores_to_recovery_says_what_was_planted(stores):
     assert concept_stability(features, 6, seeds=(0, 1)).to_json()["adjusted_rand_index"]["mean"] == 1.0
     for found in (grounding, shifts, report):
         json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_the_shift_map_and_the_kinds_of_map_are_rows_for_a_plot(stores):
+    planted, original, tuned = stores
+    features = load_pairs(original, tuned, layer=2)
+    dictionary = fit_concepts(features, 6)
+    shifts = measure_shift(features, dictionary, bootstrap=0)
+    rows = shift_map(features, shifts, dictionary, limit=50)
+    assert len(rows) == 50 and {"sample", "concept", "x", "y"} <= set(rows[0])
+    row = int(rows[0]["sample"][1:])
+    delta_D = planted.b_ND[row] - planted.a_ND[row]
+    assert [rows[0]["x"], rows[0]["y"]] == pytest.approx((shifts.basis_RD[:2] @ delta_D).tolist(), abs=1e-4)
+    explained = {found["map"]: found["explained"] for found in map_kinds(features, 6)}
+    assert explained["a shift per concept"] > explained["one shift"]
 
 
 def test_a_dictionary_of_another_layer_or_of_the_tuned_model_gives_no_shift(stores):

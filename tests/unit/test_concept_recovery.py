@@ -303,6 +303,8 @@ def test_a_saved_report_is_plain_json_with_a_csv_per_table(tmp_path):
     content = json.loads(path.read_text())
     assert content["headline"]["gain_over_global"] == report().headline["gain_over_global"]
     assert content["settings"]["seed"] == 0 and len(content["rows"]) == 6
+    first = content["rows"][0]
+    assert content["similarity"][0][first["matched"]] == pytest.approx(first["match_cosine"])
     names = {p.name for p in tmp_path.glob("*.csv")}
     assert names == {f"concept_recovery_{t}.csv" for t in ("concepts", "controls", "alpha", "correlations", "splits")}
     table = list(csv.DictReader(io.StringIO((tmp_path / "concept_recovery_concepts.csv").read_text())))
