@@ -36,7 +36,7 @@ def behaviour_recovery(
     steerers: Mapping[str, Steerer],
     *,
     alphas: Sequence[float] = ALPHAS,
-    layers: Sequence[Layers] = (None,),
+    layers: Sequence[Layers] | Mapping[str, Sequence[Layers]] = (None,),
     policies: Sequence[str] = ("all",),
     permuted: Mapping[str, Steerer] | None = None,
     tasks: Tasks | None = None,
@@ -55,12 +55,12 @@ def behaviour_recovery(
 
     original, tuned: stock models with one tokenizer, or a PEFT wrapper and None (adapter off and on); samples: prompts
     whose texts both models are forced through; steerers: methods by name; layers: choices, each one layer, several, or
-    None for all of a steerer's own; permuted: for methods by name, the same fitted on permuted pairs (control);
-    tasks: what is generated, with images of the validation half left out; measured: which methods and controls are
-    generated with (default: all; a control is "control/NAME"); text: whose text is forced, "reference"
-    (sample.answer), "tuned" or "original" (their own greedy replies); select_on: share of images, or their ids, on
-    which settings are chosen; fitted_on: images that the vectors were estimated on, which may not be among the samples;
-    random_draws: random controls.
+    None for all of a steerer's own, the same for all methods or by method; permuted: for methods by name, the same
+    fitted on permuted pairs (control); tasks: what is generated, with images of the validation half left out; measured:
+    which methods and controls are generated with, by name ("control/NAME") or by role ("chosen", "method", "control";
+    default: all); text: whose text is forced, "reference" (sample.answer), "tuned" or "original" (their own greedy
+    replies); select_on: share of images, or their ids, on which settings are chosen; fitted_on: images that the vectors
+    were estimated on, which may not be among the samples; random_draws: random controls.
 
     Raises:
         ValueError: no steerer or strength, an image on both sides of a split, or a sample without a text.
@@ -99,19 +99,26 @@ def behaviour_recovery(
 
 
 def make_grid(
-    steerers: Mapping[str, Steerer], alphas: Sequence[float], layers: Sequence[Layers], policies: Sequence[str]
+    steerers: Mapping[str, Steerer],
+    alphas: Sequence[float],
+    layers: Sequence[Layers] | Mapping[str, Sequence[Layers]],
+    policies: Sequence[str],
 ) -> list[Setting]:
     """Every method at every strength (0 aside, which is the original), layers and positions."""
-    if not steerers or not layers or not policies:
+    choices = layers if isinstance(layers, Mapping) else dict.fromkeys(steerers, layers)
+    if not steerers or not policies or not all(choices.get(name) for name in steerers):
         raise ValueError("nothing to choose from: give steerers, layers and policies")
     strengths = [float(alpha) for alpha in alphas if alpha]
     if not strengths:
         raise ValueError(f"alphas={list(alphas)}: give at least one strength other than 0")
-    chosen = [None if x is None else tuple([x] if isinstance(x, int | str) else x) for x in layers]
     return [
         Setting(name, alpha, where, policy)
-        for name in steerers for where in chosen for policy in policies for alpha in strengths
+        for name in steerers for where in map(_layers, choices[name]) for policy in policies for alpha in strengths
     ]  # fmt: skip
+
+
+def _layers(choice: Layers) -> tuple[LayerKey, ...] | None:
+    return None if choice is None else tuple([choice] if isinstance(choice, int | str) else choice)
 
 
 def split_samples(
@@ -197,7 +204,7 @@ def _measure(report, variants, first: Side, second: Side, tasks: Tasks, measured
     start, end = ask(first, "original"), ask(second, "tuned")
     report.replies = {"original": start[0], "tuned": end[0]}
     for result in report.variants:
-        if measured is None or result.name in measured:
+        if measured is None or {result.name, result.role} & set(measured):
             moved = ask(first, result.name, variants[result.name][1])
             report.replies[result.name] = moved[0]
             result.measures, result.effects = compare_measured(tasks, start, end, moved, **common["interval"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hacl.compare.behaviour import behaviour_recovery, best_settings, split_samples
+from hacl.compare.behaviour import behaviour_recovery, best_settings, make_grid, split_samples
 from hacl.compare.behaviour_methods import make_methods, mean_shifts
 from hacl.compare.divergence import Setting, divergence
 from hacl.compare.final_bias import final_norm_bias
@@ -327,6 +327,18 @@ def test_an_image_is_chosen_on_or_confirmed_on_and_never_fitted_on(world):
             world.original, world.original, world.processor, world.samples, {"any": MeanSteerer({0: constant()})},
             fitted_on=["3"], **QUIET,
         )  # fmt: skip
+
+
+def test_layers_may_be_the_same_for_all_methods_or_each_ones_own():
+    steerers = {"one": MeanSteerer({0: constant()}), "two": MeanSteerer({0: constant(), 1: constant()})}
+    grid = make_grid(steerers, [0.0, 1.0], {"one": [0], "two": [None, (0, 1)]}, ["all", "last-1"])
+    assert [(s.method, s.layers, s.policy) for s in grid] == [
+        ("one", (0,), "all"), ("one", (0,), "last-1"), ("two", None, "all"), ("two", None, "last-1"),
+        ("two", (0, 1), "all"), ("two", (0, 1), "last-1"),
+    ]  # fmt: skip
+    assert len(make_grid(steerers, [0.5, 1.0], [0, None], ["all"])) == 8
+    with pytest.raises(ValueError, match="nothing to choose"):
+        make_grid(steerers, [1.0], {"one": [0]}, ["all"])
 
 
 @pytest.mark.parametrize(
