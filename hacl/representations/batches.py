@@ -84,7 +84,8 @@ class BatchReader:
                 self.limit, self.stats.halved = -(-len(samples) // 2), self.stats.halved + 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        halves = [self._fitting(samples[i : i + self.limit]) for i in range(0, len(samples), self.limit)]
+        size = self.limit  # a part may lower it further
+        halves = [self._fitting(samples[i : i + size]) for i in range(0, len(samples), size)]
         features = {layer: torch.cat([half.features[layer] for half in halves]) for layer in self.layers}
         return Captured([table for half in halves for table in half.tables], features)
 

@@ -6,8 +6,6 @@ here both models of a comparison read the same text by default, so that a differ
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from hacl.models.identity import versions
 from hacl.models.modes import evaluating
 from hacl.representations.batches import BatchReader, missing
+from hacl.representations.checks import check_ids, check_same, check_size, prefix_digest
 from hacl.representations.encoding import RowEncoder
 from hacl.representations.forward import Stats
 from hacl.representations.free import generate_answers
@@ -101,7 +100,7 @@ def capture(
     encoder = processor if isinstance(processor, RowEncoder) else RowEncoder(processor, template=template)
     job = _Job(model, encoder, settings, layers, dtype, fingerprint, resume, ranks or _Alone(), progress, stats)
     out = Path(out)
-    _check_ids(samples)
+    check_ids(samples)
     samples = job.answered(samples, answer, out)
     if adapter == "both":
         for state in ("off", "on"):
@@ -166,13 +165,10 @@ class _Job:
             )
             check_size(samples, reader, self.settings.max_bytes, out)
             if self.ranks.world == 1:
-                read_into(self._writer(out, config), reader, samples, progress=self.progress)
+                read_into(self._writer(out, config, readout=True), reader, samples, progress=self.progress)
             else:
                 self._run_ranks(samples, reader, config, out)
             self.stats.merge(reader.stats)
-            if self.ranks.rank == 0:
-                save_readout(out, self.parts, self.encoder.tokenizer)
-            self.ranks.wait()
 
     def _run_ranks(self, samples: Sequence[Sample], reader: BatchReader, config: dict[str, Any], out: Path) -> None:
         """This rank's share of what the merged store does not hold, then the merge."""
@@ -187,15 +183,19 @@ class _Job:
             read_into(writer, reader, own, progress=self.progress and rank == 0)
         self.ranks.wait()
         if rank == 0:
-            merged = self._writer(out, config)
+            merged = self._writer(out, config, readout=True)
             if before < len(samples):
                 merge_shards(merged, world, prefix_digest(samples).hexdigest(), before)
             else:
                 merged.finish(samples=before, missing=merged.state["missing"])
             remove_shards(out)
+        self.ranks.wait()
 
-    def _writer(self, folder: Path, config: dict[str, Any]) -> StoreWriter:
-        return StoreWriter(folder, config, self.layers, part_bytes=self.settings.part_bytes, resume=self.resume)
+    def _writer(self, folder: Path, config: dict[str, Any], *, readout: bool = False) -> StoreWriter:
+        writer = StoreWriter(folder, config, self.layers, part_bytes=self.settings.part_bytes, resume=self.resume)
+        if readout:
+            save_readout(folder, self.parts, self.encoder.tokenizer)
+        return writer
 
     def config(self, adapter: str, answer: str | Mapping[str, str]) -> dict[str, Any]:
         """What the manifest says of this capture."""
@@ -259,57 +259,6 @@ def read_into(
                 if after_commit is not None:
                     after_commit()
     writer.finish(samples=done, missing=lacking)
-
-
-def check_same(folder: Path, samples: Sequence[Sample], state: Mapping[str, Any]):
-    """The running hash of the samples that a store holds. Raises ValueError where those were others."""
-    done = state.get("samples", 0)
-    digest = prefix_digest(samples[:done])
-    if done > len(samples) or state.get("digest", digest.hexdigest()) != digest.hexdigest():
-        raise ValueError(
-            f"{folder}: its first {done} samples were others (id, image, prompt or answer differ); "
-            "give the same samples in the same order, or choose another folder"
-        )
-    return digest
-
-
-def prefix_digest(samples: Sequence[Sample]):
-    """A running hash over samples in order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for sample in samples:
-        digest.update(sample.digest().encode())
-    return digest
-
-
-def check_size(samples: Sequence[Sample], reader: BatchReader, max_bytes: int, out: Path, probe: int = 32) -> None:
-    """Raises ValueError where the store would exceed `max_bytes` or the free disk, judged from the first samples."""
-    settings, chosen = reader.settings, samples[:probe]
-    if not chosen:
-        return
-    rows = 0
-    for sample in chosen:
-        free = settings.mode == "free"
-        row = reader.encoder.row(sample, None if free else sample.answer, pixels=False)
-        length = len(row.ids) + (settings.max_new_tokens if free else 0)
-        rows += sum(length if selector.kind == "all" else 1 for selector in reader.selectors)
-    width = reader.parts.hidden_size * reader.dtype.itemsize * len(reader.layers)
-    size = int(rows / len(chosen) * len(samples) * width)
-    existing = next(folder for folder in (out, *out.resolve().parents) if folder.is_dir())
-    limit = min(max_bytes, shutil.disk_usage(existing).free)
-    if size > limit:
-        raise ValueError(
-            f"select={[s.spec for s in reader.selectors]} of {len(samples)} samples and {len(reader.layers)} layers "
-            f"would take about {size / 2**30:.3g} GiB, over the limit of {limit / 2**30:.3g} GiB (max_bytes, or the "
-            "free disk); choose fewer layers, positions or samples, or raise max_bytes"
-        )
-
-
-def _check_ids(samples: Sequence[Sample]) -> None:
-    seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise ValueError(f"two samples have the id {sample.id!r}; ids join captures, so each must be unique")
-        seen.add(sample.id)
 
 
 def _dtype(name: str | None, own: torch.dtype) -> torch.dtype:

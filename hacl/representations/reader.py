@@ -59,7 +59,9 @@ class FeatureStore:
         if not (self.manifest["complete"] or partial):
             raise ValueError(f"{self.folder}: this capture did not finish; run it again with resume, into this folder")
         self.layers: tuple[str, ...] = tuple(self.manifest["layers"])
-        counts = [part["rows"] for part in read_json(self.folder / PROGRESS)["parts"]]
+        progress = read_json(self.folder / PROGRESS)
+        counts = [part["rows"] for part in progress["parts"]]
+        self._table_bytes: int = progress["row_bytes"]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._parts = {layer: [self._open(layer, *numbered) for numbered in enumerate(counts)] for layer in self.layers}
 
@@ -70,15 +72,13 @@ class FeatureStore:
     def rows(self) -> list[Row]:
         """The row table, in the order of the features."""
         names = [field.name for field in fields(Row)]
-        found = []
-        with (self.folder / ROWS).open(encoding="utf-8") as lines:
-            for line in lines:
-                if len(found) == len(self):
-                    break  # written, but not yet committed with its features
+        table, found = self.folder / ROWS, []
+        if table.stat().st_size < self._table_bytes:
+            raise ValueError(f"{table}: cut off ({table.stat().st_size:,} of {self._table_bytes:,} bytes)")
+        with table.open(encoding="utf-8") as lines:
+            for _, line in zip(range(len(self)), lines, strict=False):  # further ones are not committed
                 content = json.loads(line)
                 found.append(Row(*(content[name] for name in names)))
-        if len(found) != len(self):
-            raise ValueError(f"{self.folder / ROWS}: {len(found)} rows for {len(self)} features; the file is cut off")
         return found
 
     def read(self, layer: int | str, index: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
@@ -113,7 +113,7 @@ class FeatureStore:
 
     def _of(self, layer: int | str) -> list[TensorFile]:
         name = str(layer)
-        if isinstance(layer, int) and layer < 0:
+        if isinstance(layer, int) and layer < 0 and self.manifest["num_layers"]:
             name = str(self.manifest["num_layers"] + layer)
         if name not in self._parts:
             raise ValueError(f"layer {layer!r} is not in {self.folder}; stored: {', '.join(self.layers)}")

@@ -56,8 +56,9 @@ class StoreWriter:
             self._reopen(resume)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            self._write_manifest(complete=False)
+            (folder / ROWS).touch()
             write_json(folder / PROGRESS, self.progress)
+            self._write_manifest(complete=False)
 
     @property
     def state(self) -> dict[str, Any]:
