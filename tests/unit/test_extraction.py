@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hacl.steering.extraction import ExtractionStats, extract
 from hacl.steering.extraction_rows import Behaviours, ContrastRow, Side, read_rows
 from hacl.steering.extraction_states import POOLINGS
 from hacl.steering.targets import SteeringData, p2s_steerer, pca_steerer, random_steerer
+from tests import tiny_families
 from tests.reference.steering_inputs import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +44,9 @@ def rows(tmp_path):
         ContrastRow(
             "e", "is there a cross ?", Side("yes the square"), Side("yes the cross"), "yes", tmp_path / "0.png"
         ),
-    ]
+        ContrastRow("f", "describe it", *(Side(word, suffix=" in one word ?") for word in ("red", "blue")), "care",
+                    tmp_path / "1.png"),
+    ]  # fmt: skip
 
 
 def read(tiny, rows, out, **settings):
@@ -70,6 +74,32 @@ def test_a_shared_prefix_gives_what_whole_sequences_give(tiny, rows, tmp_path, p
     assert_equal(shared, read(tiny, rows, tmp_path / "whole", share=False, **settings))
 
 
+@pytest.mark.parametrize("family", ("text", "gpt2", "qwen"))
+def test_other_families_share_what_they_can_and_read_the_rest_whole(rows, tmp_path, family):
+    model, processor = getattr(tiny_families, f"tiny_{family}_model")()
+    with torch.no_grad():
+        for weight in model.get_decoder().parameters():
+            weight.mul_(4 if weight.ndim == 2 else 1)
+    rows = rows if family == "qwen" else [dataclasses.replace(row, image=None) for row in rows]
+    counts = ExtractionStats()
+    shared = read((model, processor, None), rows, tmp_path / "shared", stats=counts, pooling="mean_answer")
+    assert counts.shared == sum(row.image is None or family != "qwen" for row in rows)
+    whole = read((model, processor, None), rows, tmp_path / "whole", share=False, pooling="mean_answer", batch_size=1)
+    assert_equal(shared, whole)
+
+
+def test_the_end_of_a_continuation_is_no_part_of_it(tiny, rows, tmp_path, monkeypatch):
+    from hacl.steering import extraction
+
+    model, processor, _ = tiny
+    eos = processor.tokenizer.eos_token_id
+    monkeypatch.setattr(extraction, "write_answers", lambda model, encoder, begun, most: [[7, 8, eos]] * len(begun))
+    continued = read(tiny, rows[:1], tmp_path / "out", pooling="mean_continuation")
+    words = processor.tokenizer.decode([7, 8])
+    longer = dataclasses.replace(rows[0], pos=Side(f"{rows[0].pos.answer} {words}"), neg=Side(f"no {words}"))
+    assert_equal(continued, read(tiny, [longer], tmp_path / "longer", pooling="mean_answer"))
+
+
 @pytest.mark.parametrize("token", ("mean_prompt", "mean_text", "mean_image"))
 def test_means_over_the_prompt_are_shared_too(tiny, rows, tmp_path, token):
     rows = [row for row in rows if row.image is not None]
@@ -81,7 +111,7 @@ def test_means_over_the_prompt_are_shared_too(tiny, rows, tmp_path, token):
 
 @pytest.mark.parametrize("share", (True, False))
 def test_a_batch_gives_what_single_rows_give(tiny, rows, tmp_path, share):
-    together = read(tiny, rows, tmp_path / "five", batch_size=5, share=share)
+    together = read(tiny, rows, tmp_path / "six", batch_size=6, share=share)
     assert_equal(together, read(tiny, rows, tmp_path / "one", batch_size=1, share=share))
 
 
@@ -113,7 +143,7 @@ def test_a_picture_is_read_once_and_no_head_or_deeper_block_is_run(tiny, rows, t
     handles = []
     for name, module in watched.items():
         handles.append(module.register_forward_hook(lambda *_, n=name: counts.update({n: counts[n] + 1})))
-    extract(model, processor, rows, layers=[0], out=tmp_path / "out", batch_size=5, progress=False)
+    extract(model, processor, rows, layers=[0], out=tmp_path / "out", batch_size=6, progress=False)
     for handle in handles:
         handle.remove()
     assert counts == {"tower": 1, "head": 0, "deep": 0}
@@ -141,7 +171,7 @@ def test_an_interrupted_extraction_goes_on_and_ends_the_same(tiny, rows, tmp_pat
     monkeypatch.setattr(extraction, "read_batch", first)
     counts = ExtractionStats()
     resumed = read(tiny, rows, tmp_path / "cut", stats=counts, **settings)
-    assert counts.rows == 3
+    assert counts.rows == 4
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -157,10 +187,10 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, rows, tmp_path, monkeypatch):
 
     monkeypatch.setattr(extraction, "read_batch", small)
     counts = ExtractionStats()
-    halved = read(tiny, rows, tmp_path / "halved", batch_size=5, stats=counts)
-    assert counts.halved == 2 and counts.rows == 5
+    halved = read(tiny, rows, tmp_path / "halved", batch_size=6, stats=counts)
+    assert counts.halved == 2 and counts.rows == 6
     monkeypatch.setattr(extraction, "read_batch", first)
-    assert_equal(halved, read(tiny, rows, tmp_path / "plain", batch_size=5))
+    assert_equal(halved, read(tiny, rows, tmp_path / "plain", batch_size=6))
 
 
 def test_states_of_other_settings_another_model_or_another_layer_are_refused(
