@@ -4,6 +4,9 @@ examples:
   before stage 1, once for all runs with this model, tokenizer, layer and pooling
     python data_prep/cache_text.py --config configs/llava15_7b/stage1.yaml --set data.path=captions.jsonl --output texts
     python train.py configs/llava15_7b/stage1.yaml data.path=captions.jsonl train.text_cache=texts
+  on eight GPUs, each of which computes its share
+    torchrun --nproc_per_node 8 data_prep/cache_text.py --config configs/llava15_7b/stage1.yaml \\
+        --set data.path=captions.jsonl --output texts
 
 The folder holds safetensors shards and meta.json, which names weights, tokenizer, form of the text, layer and pooling;
 a run with any other refuses it. Run the same command again after a kill, or when records were added: only what is
@@ -38,12 +41,20 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from hacl.config import load_config
+    from hacl.training import runtime
     from hacl.training.cache_text import cache_texts
 
     config = load_config(arguments.config, arguments.set)
+    first = runtime.rank() == 0
     report = cache_texts(
-        config, arguments.output, batch=arguments.batch_size, progress=lambda texts: tqdm(texts, unit="text")
+        config,
+        arguments.output,
+        batch=arguments.batch_size,
+        progress=lambda texts: tqdm(texts, unit="text", disable=not first),
     )
+    runtime.leave_group()
+    if not first:
+        return 0
     print(
         f"{arguments.output}: {report.texts} different texts, {report.kept} were there already, {report.computed} "
         f"computed; {report.bytes / 2**20:.1f} MiB"

@@ -1,7 +1,8 @@
 """Compute the pooled states of every caption and hallucinated caption of some files, once, for frozen-LLM training.
 
 With decoder and embeddings frozen the states of texts are constants (K more hallucinated captions then cost nothing in
-training). The files are streamed: memory holds one batch and one shard, and 24 to 48 bytes per text.
+training). The files are streamed: memory holds one batch and one shard, and 24 to 48 bytes per text. Of several ranks
+each computes the texts whose hash falls to it, so none is computed twice, and writes shards of its own.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def cache_texts(
     """Fill the cache in `folder` with the texts of data.path and data.eval_path; what is there is not computed again.
 
     Raises ConfigError where the states of this configuration are no constants, StaleCacheError where the folder was
-    made with something else.
+    made with something else. Every rank of a launched job calls this and gets the report of all.
     """
     from hacl.models.adapters import find_adapter
 
@@ -75,10 +76,10 @@ def cache_texts(
     model = HaclModel(backbone, config.objective, heads=heads).to(device).eval()
     encoder = build.build_encoder(build.load_processor(config.model), config.data)
     base = manifest.model_folder(config.model.path, config.model.revision)
-    cache = open_for_writing(folder, text_meta(base, config, encoder, model))
+    cache = _open_together(folder, text_meta(base, config, encoder, model))
     report = CachingReport(texts=0, kept=0)
     rows, roots, size = [], [], 0
-    texts = _texts(build.open_data(paths))
+    texts = _my_texts(build.open_data(paths))
     for chunk in chunked(texts if progress is None else progress(texts), LOOK_AHEAD):
         report.texts += len(chunk)
         ids = list({text_key(root): root for root in map(encoder.root, chunk)}.values())
@@ -96,6 +97,8 @@ def cache_texts(
                 rows, roots, size = [], [], 0
     if roots:
         write_shard(folder, roots, torch.cat(rows))
+    parts = caches.all_ranks(report)  # which also waits for their last shards
+    report = CachingReport(*(sum(getattr(part, name) for part in parts) for name in ("texts", "kept", "computed")))
     cache.refresh()
     report.bytes = len(cache) * cache.width * torch.empty(0, dtype=cache.dtype).element_size()
     return report
@@ -120,10 +123,26 @@ def open_text_cache(config: Config, inputs, model: HaclModel) -> TextCache:
     return cache
 
 
-def _texts(source: Source) -> Iterator[str]:
-    """Each different caption and hallucinated caption, in the order of the source."""
+def _open_together(folder: Path, meta: dict[str, Any]) -> TextCache:
+    """Rank 0 begins the folder and clears it of unfinished shards before the others open it; they share its errors."""
+    failure = None
+    if runtime.rank() == 0:
+        try:
+            open_for_writing(folder, meta)
+        except (ValueError, OSError) as error:
+            failure = error
+    if (failure := caches.all_ranks(failure)[0]) is not None:
+        raise failure
+    cache = TextCache(folder, meta)
+    caches.all_ranks(None)  # none adds a shard before all have seen which were there
+    return cache
+
+
+def _my_texts(source: Source) -> Iterator[str]:
+    """Each different caption and hallucinated caption that falls to this rank, in the order of the source."""
     seen = HashSet()
     for record in source.records():
         for text in (*record.captions, *(edit.text for edit in record.hallucinated)):
-            if seen.add(hash64(text)):
+            key = hash64(text)
+            if key % runtime.world_size() == runtime.rank() and seen.add(key):
                 yield text

@@ -85,7 +85,7 @@ class RowStore:
                     size = 0
         finally:
             flush()
-        for part in _all_ranks(written):
+        for part in all_ranks(written):
             for name, shard_keys in part.items():
                 self._register(name, shard_keys)
 
@@ -117,7 +117,7 @@ class RowStore:
         return {**self.__dict__, "_open": {}}
 
 
-def _all_ranks(value) -> list:
+def all_ranks(value) -> list:
     """What every rank passed, in rank order; also a barrier."""
     if runtime.world_size() == 1:
         return [value]
