@@ -11,6 +11,7 @@ from hacl.data.records import HallucinatedCaption, Record
 from hacl.hallucinate import make_hallucinator
 from hacl.hallucinate.backends.chat import ChatBackend, read_captions
 from hacl.hallucinate.backends.checks import change_of, check_text, keep_different, type_of
+from hacl.hallucinate.backends.lm import in_turns
 from hacl.hallucinate.backends.model import first_sentence
 from hacl.hallucinate.balance import Balance, Pool, difference, features, fit
 from hacl.hallucinate.context import ImageContext
@@ -238,6 +239,42 @@ def test_a_generator_that_makes_nothing_leaves_nothing_to_balance_and_says_why()
 
     with pytest.raises(ValueError, match="mute made no candidate for 2 captions .refused: no reply 2.*--select first"):
         fit_balance(Mute(), surveyed(SCENE), k=2)
+
+
+# A language model
+
+
+class ByLength:
+    """Scores a text by its length: every character costs a quarter of a nat."""
+
+    identity = "length"
+
+    def __init__(self, folder, **_):
+        pass
+
+    def log_likelihoods(self, texts):
+        return [-len(text) / 4 for text in texts]
+
+
+def test_a_language_model_changes_one_slot_keeps_what_is_near_the_caption_and_lets_types_take_turns(monkeypatch):
+    monkeypatch.setattr("hacl.hallucinate.backends.scoring.TextScorer", ByLength)
+    record = Record("9", captions=("A black dog sitting on a red couch near a small window with two cats.",))
+    backend = make_hallucinator("lm", model="x", drop=0.5, fillers=20)
+    (made,) = backend.propose_batch([(record, 0)], 6)
+    assert len(made) == 6 and len({item.type for item in made[:3]}) == 3
+    for item in made:
+        change = change_of(item.text, record.captions[0])
+        assert len(change.added) == len(change.removed) == 1
+        assert len(item.text) - len(record.captions[0]) <= 2, "0.5 nats are two characters"
+    assert backend.rejections["not fluent"] > 0
+    assert make_hallucinator("lm", model="x", drop=0.5, fillers=20).propose_batch([(record, 0)], 6) == [made]
+
+
+def test_types_take_turns_the_likeliest_first():
+    made = [HallucinatedCaption(text, kind) for text, kind in
+            (("a", "object"), ("b", "object"), ("c", "number"), ("d", "number"), ("e", "action"))]  # fmt: skip
+    losses = {"a": 2.0, "b": 1.0, "c": 0.5, "d": 0.7, "e": 9.0}
+    assert [item.text for item in in_turns(made, losses)] == ["c", "b", "e", "d", "a"]
 
 
 # A multimodal model

@@ -1,6 +1,7 @@
 """A local causal language model fills slots: words of the same type, of which it keeps those it finds likeliest.
 
-Every slot of a caption gets fillers drawn by their frequency in the collection; the model scores the edited captions in
+Types take turns, since the likeliest words of all are those of the types that change least (relation, attribute). Every
+slot of a caption gets fillers drawn by their frequency in the collection; the model scores the edited captions in
 batches, and a candidate must come close to the caption's own likelihood. Nothing outside the slot changes.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from hacl.data.records import HallucinatedCaption
@@ -79,9 +80,10 @@ class LanguageModelBackend:
         base, rest = scores[: len(texts)], iter(scores[len(texts) :])
         results = []
         for some, own in zip(drafts, base, strict=True):
-            ranked = sorted(((round(own - next(rest), 2), made.text, made) for made in some), key=lambda row: row[:2])
-            self.rejections["not fluent"] += sum(loss > self.drop for loss, _, _ in ranked)
-            results.append(keep_different([made for loss, _, made in ranked if loss <= self.drop], k))
+            losses = {made.text: round(own - next(rest), 2) for made in some}
+            fluent = [made for made in some if losses[made.text] <= self.drop]
+            self.rejections["not fluent"] += len(some) - len(fluent)
+            results.append(keep_different(in_turns(fluent, losses), k))
         return results
 
     def _drafts(self, item: Item) -> list[HallucinatedCaption]:
@@ -110,3 +112,14 @@ class LanguageModelBackend:
         counts = {} if self.cooccurrence is None else self.cooccurrence.words
         keys = {word: draw.random() ** (1 / (counts.get(word, 0) + 0.1)) for word in self.words[kind]}
         return sorted(keys, key=lambda word: (-keys[word], word))[: self.fillers]
+
+
+def in_turns(made: Sequence[HallucinatedCaption], losses: Mapping[str, float]) -> list[HallucinatedCaption]:
+    """The best of every type, then the second best of every type, and so on; the smallest loss first in each turn."""
+    ranked = sorted(made, key=lambda item: (losses[item.text], item.text))
+    turns: Counter[str] = Counter()
+    placed = []
+    for item in ranked:
+        placed.append((turns[item.type], item))
+        turns[item.type] += 1
+    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
