@@ -86,6 +86,20 @@ def test_gradient_accumulation_and_epochs_of_a_stream_are_those_of_records_in_me
     assert list(losses(command.run.with_name("run-stream"))) == list(memory) == [1, 2, 3, 4, 5, 6]
 
 
+def test_two_ranks_share_each_batch_of_a_stream(command, as_form):
+    """Two ranks of two records with a data-loader worker each have the losses of one rank of four."""
+    how = [*as_form("jsonl"), "data.shuffle_buffer=8", "train.max_steps=6", "train.save_steps=0"]
+    assert command(*how) == 0
+    two = command.run.with_name("run-two")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    words += [str(command.run.parent / "run.yaml"), *how, f"train.output_dir={two}"]
+    words += ["train.per_device_batch_size=2", "train.num_workers=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(two) == pytest.approx(losses(command.run), rel=1e-4)
+
+
 def test_a_dry_run_of_a_stream_builds_a_batch_and_writes_nothing(command, as_form, capsys):
     config = str(command.run.parent / "run.yaml")
     assert train.main([config, "--dry-run", *as_form("parquet")]) == 0
