@@ -1,0 +1,137 @@
+"""Make steering vectors for a multimodal model, and look at them.
+
+  python scripts/steer.py extract --model M --rows FILE --behaviours FILE --images DIR --layers 14 --out STATES
+  python scripts/steer.py fit --data STATES --method l2s --out VECTORS
+  python scripts/steer.py inspect VECTORS
+  python scripts/steer.py COMMAND --help
+
+extract reads every prompt with the reply that is wanted and the one that is not; fit turns the difference of the two
+states into vectors (constant, per sample, or predicted from the prompt by a network); inspect describes either folder.
+Nothing of a model's weights is changed. docs/learn_to_steer.md goes through an example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+EXTRACT = """Write the states of each prompt and of its two continuations to a folder.
+
+A behaviours file (configs/steering has examples) says for each kind of row which reply is wanted and which is not. What
+image and question have in common is computed once. An interrupted run goes on where it was when called again.
+
+example:
+  python scripts/steer.py extract --model MODEL --rows coco_pope_random.json --behaviours configs/steering/pope.yaml \\
+      --images val2014 --layers 14 --pooling mean_answer --out runs/pope_states
+  python scripts/steer.py extract --model MODEL --records hallucinated.jsonl --images images --layers 10-14 \\
+      --prompt "Describe the image." --out runs/caption_states
+"""
+FIT = """Make a steering artefact from extracted states.
+
+  mean     the mean difference (CAA)          l2s     a small network that reads the prompt (Learn-to-Steer)
+  pca      the leading direction              affine  a ridge map of the prompt, in closed form
+  random   the control: length of the mean    p2s     each row's own difference, by id (an oracle)
+
+All but p2s see only training rows; rows are split by image, and the report is about the test rows. The report is
+written beside the artefact, as fit.json.
+
+example:
+  python scripts/steer.py fit --data runs/pope_states --method l2s --preset paper --set hidden=400 --out runs/pope_l2s
+"""
+INSPECT = """Describe a steering artefact, or a folder of extracted states. No model is opened.
+
+example:
+  python scripts/steer.py inspect runs/pope_l2s
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text, declare in (
+        ("extract", EXTRACT, extract_options), ("fit", FIT, fit_options), ("inspect", INSPECT, inspect_options),
+    ):  # fmt: skip
+        declare(
+            commands.add_parser(name, description=text, help=text.splitlines()[0], formatter_class=raw).add_argument
+        )
+    return parser.parse_args(argv)
+
+
+def model_options(add: Callable) -> None:
+    add("--model", required=True, help="exported or stock folder, checkpoint of train.py, LoRA adapter, hub:owner/name")
+    add("--base", help="folder of the base model of a checkpoint or adapter, if it moved")
+    add("--template", choices=("auto", "plain", "chat"), default="auto", help="default: as the model was tuned")
+    add("--device", default="cpu", help="default: %(default)s")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
+
+
+def extract_options(add: Callable) -> None:
+    model_options(add)
+    add("--rows", nargs="+", metavar="FILE", help="JSONL, JSON array or JSON object of rows; needs --behaviours")
+    add("--behaviours", metavar="FILE", help="which continuations belong to which rows")
+    add("--records", metavar="FILE", help="instead of rows: captions against their hallucinated captions")
+    add("--prompt", default="", help="what the captions of --records answer")
+    add("--images", metavar="DIR", help="folder that image paths start from")
+    add("--layers", required=True, help="steered decoder blocks: 14, -2,-1 or 10-14")
+    add("--context-layer", help="block whose state a network will read (default: the first of --layers)")
+    add("--context-token", default="last_prompt", help="last_prompt, mean_prompt, mean_text or mean_image")
+    add("--pooling", default="last_answer", help="last_answer, last_template, mean_answer or mean_continuation")
+    add("--continuation", type=int, default=32, help="tokens the model may add for mean_continuation")
+    add("--batch-size", type=int, default=8, help="default: %(default)s")
+    add("--limit", type=int, help="only the first N rows")
+    add("--whole", action="store_true", help="read whole sequences; the default gives the same for less")
+    add("--out", type=Path, required=True, help="folder of the states")
+
+
+def fit_options(add: Callable) -> None:
+    add("--data", type=Path, required=True, help="folder that extract wrote")
+    add("--method", required=True, choices=("mean", "pca", "random", "p2s", "l2s", "affine"))
+    add("--layers", help="some of the extracted layers (default: all)")
+    add("--preset", default="paper", help="of l2s: paper, upstream or upstream-safety")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="another training setting; repeatable")
+    add("--equalise", action="store_true", help="give every behaviour's targets the same mean length")
+    add("--fractions", type=float, nargs=3, default=(0.7, 0.15, 0.15), metavar="SHARE", help="train, validation, test")
+    add("--seed", type=int, default=0, help="of split, network and random direction")
+    add("--device", default="cpu", help="where the network is trained; default: %(default)s")
+    add("--alpha", type=float, default=1.0, help="strength that the artefact suggests; default: %(default)s")
+    add("--policy", default="all", help="positions that it suggests: all, prompt, generated, last-1, ...")
+    add("--norm", default="none", choices=("none", "preserve", "clip"), help="how a vector is applied")
+    add("--clip", type=float, default=1.0, help="longest step as a share of the state, for --norm clip")
+    add("--out", type=Path, required=True, help="folder of the artefact")
+
+
+def inspect_options(add: Callable) -> None:
+    add("path", type=Path, help="folder of an artefact or of extracted states")
+    add("--json", action="store_true", help="as JSON")
+
+
+def open_model(options: argparse.Namespace) -> tuple[Any, Any, str]:
+    """(model, processor, template) of --model."""
+    from hacl.evaluation.runner.source import find_model
+
+    source = find_model(options.model, base=options.base)
+    template = (source.template or "plain") if options.template == "auto" else options.template
+    return source.load(dtype=options.dtype, device=options.device), source.processor(), template
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    try:
+        if options.command == "extract":
+            from hacl.steering.commands import extract
+
+            return extract.run(options, open_model)
+        from hacl.steering.commands import fit, inspect
+
+        return {"fit": fit, "inspect": inspect}[options.command].run(options)
+    except (ValueError, OSError) as error:
+        print(f"steer {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
