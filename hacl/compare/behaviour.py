@@ -55,7 +55,7 @@ def behaviour_recovery(
 
     original, tuned: stock models with one tokenizer, or a PEFT wrapper and None (adapter off and on); samples: prompts
     whose texts both models are forced through; steerers: methods by name; layers: choices, each one layer, several, or
-    None for all of a steerer's own, the same for all methods or by method; permuted: for methods by name, the same
+    None for all of a steerer's own, or such choices for each method by name; permuted: for methods by name, the same
     fitted on permuted pairs (control); tasks: what is generated, with images of the validation half left out; measured:
     which methods and controls are generated with, by name ("control/NAME") or by role ("chosen", "method", "control";
     default: all); text: whose text is forced, "reference" (sample.answer), "tuned" or "original" (their own greedy

@@ -1,0 +1,329 @@
+"""What `scripts/compare.py` does with its arguments: one function per sub-command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hacl.compare.analysis import AnalysisSettings, analyse
+from hacl.compare.comparison import Comparison, ComparisonSettings, drift_of_runs, read_text
+from hacl.compare.paired_features import load_pairs
+from hacl.compare.plain import plain, write_tables
+from hacl.compare.shift_vectors import shift_vectors
+from hacl.representations import FeatureStore
+from hacl.representations.dictionaries import Dictionary
+from hacl.representations.grounding import ground_words, most_activating, norm_modes
+from hacl.representations.manifest import write_json
+
+POPE_SPLITS = ("random", "popular", "adversarial")
+Vocabularies = dict[str, Callable[[], dict[str, str]]]
+
+
+def execute(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
+    """Run the sub-command; the exit status (1 where a gate was asked for and controls beat the method).
+
+    vocabularies: the built-in ones of `--vocabulary`, by name.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong, naming the argument or the file.
+    """
+    if options.command in ("run", "behaviour"):
+        return _compare(options, vocabularies)
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+        "capture": _capture, "inspect": _inspect, "concepts": _concepts, "vectors": _vectors, "recover": _recover,
+        "drift": _drift, "report": _report, "import-xlvlms": _import,
+    }  # fmt: skip
+    commands[options.command](options)
+    return 0
+
+
+def _compare(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
+    comparison = Comparison(settings_of(options), progress=not options.quiet)
+    if getattr(options, "dry_run", False):
+        print(plan_text(comparison))
+        return 0
+    comparison.out.mkdir(parents=True, exist_ok=True)
+    resolved = {name: value for name, value in vars(options).items() if name != "config"}
+    write_json(comparison.out / "config.json", plain(resolved | {"prompt": comparison.prompt}))
+    if options.command == "run":
+        for found in comparison.analyse(comparison.capture()).values():
+            print(f"layer {found['layer']}, {found['selector']}: {found['verdict']}")
+    failures: list[str] = []
+    if not getattr(options, "no_behaviour", False):
+        found = comparison.recover(**_tasks(options, comparison, vocabularies))
+        print(found["verdict"])
+        failures = found["gate_failures"]
+    _report(options)
+    if options.gate and failures:
+        print("gate: " + "; ".join(failures))
+        return 1
+    return 0
+
+
+def settings_of(options: argparse.Namespace) -> ComparisonSettings:
+    """Settings from the arguments of `run` or `behaviour`."""
+    device, dtype = _where(options)
+    behaviour = {
+        "concepts": options.behaviour_concepts, "rank": options.rank, "alphas": tuple(options.alphas),
+        "policies": tuple(options.policies), "text": options.answer, "position": options.position,
+        "random_draws": options.random_controls, "seed": options.seed, "measured": tuple(sorted(options.measure)),
+    }  # fmt: skip
+    return ComparisonSettings(
+        original=options.original, tuned=options.tuned, base=options.base, records=options.records,
+        image_root=options.image_root, out=options.out, prompt=options.prompt, template=options.template,
+        captions=options.captions, limit=options.limit, layers=tuple(options.layers), select=tuple(options.select),
+        mode=options.mode, answer=options.answer, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
+        dtype=dtype, device=device, fit_share=options.fit_share, analysis=_analysis(options), behaviour=behaviour,
+        behaviour_layers=tuple(options.behaviour_layers),
+    )  # fmt: skip
+
+
+def _analysis(options: argparse.Namespace) -> AnalysisSettings:
+    """Those settings that the sub-command has options for."""
+    names = AnalysisSettings.__dataclass_fields__
+    return AnalysisSettings(
+        **{name: value for name, value in vars(options).items() if name in names and name != "rank"}
+    )
+
+
+def _where(options: argparse.Namespace) -> tuple[str, str]:
+    from hacl.evaluation.runner.ranks import local_device
+
+    device = local_device(options.device)
+    return device, options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+
+
+def plan_text(comparison: Comparison) -> str:
+    """What `run` would do, with sizes."""
+    from hacl.compare.recover_behaviour import split_images
+    from hacl.representations.parts import find_parts
+
+    settings, parts = comparison.settings, find_parts(comparison.models[0])
+    layers, samples = parts.resolve(comparison.layers()), comparison.samples
+    fit_on, measure_on = split_images(samples, settings.fit_share, settings.analysis.seed)
+    rows = len(samples) * len(layers) * len(settings.select)
+    first = samples[0]
+    return "\n".join(
+        [
+            f"original   {comparison.sources[0].describe()}",
+            f"tuned      {comparison.sources[1].describe()}" + (" (one load)" if comparison.one_load else ""),
+            f"samples    {len(samples)} of {len({s.group for s in samples})} images; first: {first.id}, "
+            f"{first.prompt!r} -> {first.answer!r}",
+            f"template   {comparison.template}",
+            f"layers     {', '.join(layers)} of {len(parts.blocks)} blocks, width {parts.hidden_size}",
+            f"states     {', '.join(settings.select)}: about {rows * parts.hidden_size * 4 / 1e6:.1f} MB per model "
+            "at one row each",
+            f"behaviour  fitted on {len(fit_on)} samples, chosen and confirmed on {len(measure_on)}",
+        ]
+    )
+
+
+def _tasks(options: argparse.Namespace, comparison: Comparison, vocabularies: Vocabularies) -> dict[str, Any]:
+    """Options of `tasks_for`: object words, questions, and samples outside the domain."""
+    tasks: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
+    if options.vocabulary:
+        tasks["vocabulary"] = _vocabulary(options.vocabulary, vocabularies)
+    elif options.pope_images:
+        raise ValueError("--pope-images asks about objects; name them with --vocabulary")
+    if options.pope_images:
+        tasks |= _questions(comparison, options.pope_images, options.seed)
+    if options.outside:
+        from hacl.data.records import read_records
+        from hacl.representations import samples_from_records
+
+        root = options.outside_root or options.image_root
+        tasks["outside"] = samples_from_records(read_records(options.outside), root, prompt=comparison.prompt)
+    return tasks
+
+
+def _vocabulary(name: str, vocabularies: Vocabularies) -> dict[str, str]:
+    if name in vocabularies:
+        return vocabularies[name]()
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"--vocabulary {name}: neither {' nor '.join(vocabularies)} nor a file")
+    content = json.loads(read_text(path))
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise ValueError(f"--vocabulary {path}: expected {{word: object}}")
+    return content
+
+
+def _questions(comparison: Comparison, images: int, seed: int) -> dict[str, Any]:
+    """POPE questions about the first images on which nothing is fitted, with popularity counted over all records."""
+    from hacl.compare.recover_behaviour import split_images
+    from hacl.evaluation.pope import build_questions
+
+    _, measure_on = split_images(comparison.samples, comparison.settings.fit_share, seed)
+    files = {sample.group: sample.image for sample in measure_on}
+    objects = {r.image_id or r.id: r.objects for r in comparison.records if r.objects is not None}
+    chosen = [image for image in files if image in objects][:images]
+    truth = {image: objects[image] for image in chosen}
+    questions = {split: build_questions(truth, split, seed=seed, counts_from=objects) for split in POPE_SPLITS}
+    return {"questions": questions, "images": {image: files[image] for image in chosen}}
+
+
+def _capture(options: argparse.Namespace) -> None:
+    from hacl.data.records import read_records
+    from hacl.evaluation.runner.ranks import join_ranks, leave_ranks
+    from hacl.evaluation.runner.source import find_model
+    from hacl.representations import samples_from_records
+    from hacl.representations.capture import capture
+    from hacl.representations.parts import FINAL_NORM, find_parts
+
+    source = find_model(options.model, base=options.base)
+    device, dtype = _where(options)
+    model = source.load(dtype=dtype, device=device)
+    prompt = options.prompt if options.prompt is not None else source.prompt or ""
+    samples = samples_from_records(
+        read_records(options.records, limit=options.limit), options.image_root, prompt=prompt, captions=options.captions
+    )
+    count = len(find_parts(model).blocks)
+    answers = json.loads(read_text(Path(options.answers))) if options.answers else "reference"
+    ranks = join_ranks()
+    capture(
+        model, source.processor(), samples,
+        layers=options.layers or [*sorted({count // 4, count // 2, 3 * count // 4, count - 1}), FINAL_NORM],
+        select=options.select, mode=options.mode, answer=answers,
+        template=options.template or source.template or "plain", batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens, fingerprint=source.fingerprint, out=options.out,
+        ranks=ranks, progress=not options.quiet,
+    )  # fmt: skip
+    leave_ranks(ranks)
+    if ranks.first:
+        print(inspect_text(Path(options.out)))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    for path in options.paths:
+        print(inspect_text(path))
+
+
+def inspect_text(path: Path) -> str:
+    """A few lines on what lies in a folder.
+
+    Raises:
+        FileNotFoundError: it holds nothing that is known here.
+    """
+    if (path / "dictionary.json").is_file():
+        found = Dictionary.load(path)
+        return f"{path}: {found.method}, {len(found.concepts_KD)} concepts, {found.params}, {found.provenance}"
+    if (path / "shift_vectors.json").is_file():
+        content = json.loads(read_text(path / "shift_vectors.json"))
+        return f"{path}: shift vectors, {content['settings']}, {content['provenance']}, overall {content['overall']}"
+    manifest = path / "manifest.json"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{path}: no feature store, dictionary, shift vectors or steering artefact")
+    content = json.loads(read_text(manifest))
+    if "kind" in content and "sha256" in content:
+        kept = {key: content[key] for key in ("kind", "layers", "alpha", "policy", "norm", "settings", "provenance")}
+        return f"{path}: steering artefact {json.dumps(kept)}"
+    store = FeatureStore(path, partial=True)
+    state = "complete" if content["complete"] else "not finished"
+    lines = [f"{path}: feature store, {state}, {len(store)} rows of width {store.width}, {content['dtype']}"]
+    lines += [
+        f"  {key}: {content[key]}" for key in ("model", "layers", "selectors", "mode", "answer") if key in content
+    ]
+    lines += [f"  row {row.row}: {row.sample}, {row.key}, {row.token!r}" for row in store.rows[:3]]
+    return "\n".join(lines)
+
+
+def _concepts(options: argparse.Namespace) -> None:
+    store = FeatureStore(options.features)
+    names = sorted({row.selector for row in store.rows})
+    selector = options.selector or (names[0] if len(names) == 1 else None)
+    if selector not in names:
+        raise ValueError(f"--selector {selector}: {options.features} holds {', '.join(names)}; choose one")
+    rows = [row for row in store.rows if row.selector == selector]
+    states_ND = store.read(options.layer, [row.row for row in rows])
+    made = {"model": store.manifest["model"]["fingerprint"], "layer": str(options.layer), "selector": selector}
+    found = Dictionary.fit(states_ND, options.concepts, options.method, options.seed, provenance=made)
+    found.save(options.out)
+    rule = _analysis(options).rule()
+    names = [row.image_id for row in rows]
+    top = most_activating(found.activations(states_ND), 5, names)
+    words: list[list[str]] = [[] for _ in top]
+    if rule is not None:
+        words = ground_words(found.concepts_KD, store.readout(), rule, norm_mode=norm_modes(str(options.layer))[0])
+    table = [
+        {"concept": k, "words": words[k], "images": [names[row] for row in top[k]]} for k in range(options.concepts)
+    ]
+    write_tables(options.out, "grounding", {"concepts": table}, {"concepts": table})
+    for row in table:
+        print(f"{row['concept']:4d}  {' '.join(row['words']) or '(no words)':60s}  {' '.join(row['images'])}")
+
+
+def _vectors(options: argparse.Namespace) -> None:
+    pairs = load_pairs(
+        options.original, options.tuned, layer=options.layer, selector=options.selector, force=options.force
+    )
+    settings = _analysis(options)
+    learnt = Dictionary.fit(pairs.a_ND, settings.concepts, settings.method, settings.seed, provenance=pairs.provenance)
+    found = shift_vectors(
+        pairs.a_ND, pairs.b_ND, learnt.assign(pairs.a_ND), settings.concepts, aggregate=settings.aggregate,
+        min_size=settings.min_size, groups=pairs.groups, bootstrap=settings.bootstrap, seed=settings.seed,
+        provenance=pairs.provenance,
+    )  # fmt: skip
+    learnt.save(Path(options.out) / "concepts_original")
+    found.save(options.out)
+    write_tables(options.out, "shift_vectors", found.to_json(), found.tables())
+    print(inspect_text(Path(options.out)))
+
+
+def _recover(options: argparse.Namespace) -> None:
+    pairs = load_pairs(
+        options.original, options.tuned, layer=options.layer, selector=options.selector, force=options.force
+    )
+    found = analyse(pairs, _analysis(options))
+    found.save(options.out)
+    for row in found.recovery.controls:
+        print(f"{row['control']:10s} R = {'n/a' if row['R'] is None else format(row['R'], '+.3f')}  {row['label']}")
+    print(found.recovery.verdict())
+
+
+def _drift(options: argparse.Namespace) -> None:
+    from hacl.representations.manifest import SCHEMA
+
+    names, stores = [], []
+    for entry in options.checkpoint:
+        name, equals, path = entry.partition("=")
+        names.append(name if equals else Path(entry).name)
+        folder = Path(path if equals else entry)
+        manifest = folder / "manifest.json"
+        if not (manifest.is_file() and json.loads(read_text(manifest)).get("schema") == SCHEMA):
+            folder = _captured(options, folder, names[-1])
+        stores.append(folder)
+    found = drift_of_runs(
+        names, stores, layer=options.layer, selector=options.selector, concepts=options.concepts, seed=options.seed
+    )
+    path = write_tables(options.out, "drift", found.to_json(), found.tables())
+    for row in found.rows:
+        print(f"{row['checkpoint']:24s} cosine {row['cosine']:.4f}  relative shift {row['relative_magnitude']:.4f}")
+    print(f"written: {path}")
+
+
+def _captured(options: argparse.Namespace, model: Path, name: str) -> Path:
+    """The feature store of a checkpoint, captured now."""
+    if not (options.records and options.image_root):
+        raise ValueError(f"--checkpoint {model} is no feature store; give --records and --image-root to capture it")
+    chosen = argparse.Namespace(
+        **{**vars(options), "model": str(model), "base": None, "captions": 1, "layers": [options.layer]},
+        select=[options.selector], mode="teacher_forced", answers=None, max_new_tokens=1,
+    )  # fmt: skip
+    chosen.out = str(Path(options.out) / "features" / name)
+    _capture(chosen)
+    return Path(chosen.out)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from hacl.report.comparison import write_comparison
+
+    print(f"written: {write_comparison(options.out)}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from hacl.representations.import_xlvlms import import_xlvlms
+
+    print(inspect_text(import_xlvlms(options.file, options.out, keep_masked=options.keep_masked)))
