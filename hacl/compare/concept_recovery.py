@@ -1,7 +1,8 @@
 """Concept-level recovery: how much of the tuned model's concepts the original's concepts plus shifts give back.
 
 Held out, with every control in the same table. Of each concept k with its shift D_k and its match j:
-R_k = 1 - |u_j - (u_k + D_k)|^2 / |u_j - u_k|^2, where u_k and D_k come from some images and u_j from others.
+R_k = 1 - |u_j - (u_k + D_k)|^2 / |u_j - u_k|^2, where u_k and D_k come from some images and u_j from others. Beside it
+stands the transfer of the shift to held-out samples, which needs no second dictionary (`hacl.compare.transfer`).
 
 Shapes: N samples, D hidden size, K concepts, S splits.
 """
@@ -18,9 +19,11 @@ import numpy as np
 from hacl.compare.concept_rows import alpha_rows, concept_rows, image_columns, word_columns
 from hacl.compare.controls import control_rows, summary
 from hacl.compare.correlations import correlate
-from hacl.compare.plain import Row, interval_columns, plain, write_tables
-from hacl.compare.recovery_split import Options, Split, make_split, recovery_draws
-from hacl.compare.resampling import centred_interval, numbered_groups, split_rows
+from hacl.compare.headline import Pair, gain_columns, known_mean
+from hacl.compare.plain import Row, plain, write_tables
+from hacl.compare.recovery_split import Options, Split, make_split, recovery_draws, tuned_again
+from hacl.compare.resampling import numbered_groups, split_rows
+from hacl.compare.transfer import transfer
 from hacl.evaluation.statistics import Interval, format_interval
 from hacl.representations.dictionaries import Dictionary
 from hacl.representations.grounding import WordRule
@@ -31,6 +34,10 @@ IN_SAMPLE = (
     "in-sample (tautology: with k-means and alpha = 1 the shifted concept is the tuned mean of the same samples; it "
     "tests whether the partition is stable, not whether the shift carries over)"
 )
+AGAIN = (
+    "reference: the tuned model's own concepts, learnt on the fitted images, in place of the shifted ones; what is "
+    "missing to 1 is the dictionary's instability"
+)
 HELD = "own concept's shift, tuned concepts learnt on held-out images"
 
 
@@ -40,10 +47,10 @@ class ConceptReport:
 
     Attributes:
         rows: one per concept of the first split (see `concept_rows`). controls: own shift first, then every control,
-            the in-sample figure last. headline: held-out R of the concepts' own shifts minus that of the global shift,
-            with its interval, and both parts. alpha_curve, correlations, splits: tables of that name. agreement:
-            partition agreement (adjusted Rand index). similarity: cosine of each original concept (row) with each tuned
-            one of the first split. settings, provenance: what made it.
+            the two references last. headline: held-out R of the concepts' own shifts minus that of the global shift,
+            with its interval, and both parts; the same of the transfer to held-out samples. alpha_curve, correlations,
+            splits: tables of that name. agreement: partition agreement (adjusted Rand index). similarity: cosine of
+            each original concept (row) with each tuned one of the first split. settings, provenance: what made it.
     """
 
     rows: list[Row]
@@ -140,16 +147,23 @@ def concept_recovery(
     options = Options(method, aggregate, min_size, match, match_centred, low_margin, dict(dictionary or {}))
     draws = bootstrap if aggregate == "mean" else 0
     found = [_one_split(a_ND, b_ND, groups, K, holdout, options, draws, seed + s) for s in range(splits)]
-    split, own_draws, _, in_sample = found[0]
-    rows = concept_rows(split, own_draws, images, parity=parity)
+    first = found[0]
+    split, in_sample = first.split, first.in_sample
+    rows = concept_rows(split, first.recovery[2], images, parity=parity)
     columns = [image_columns(split, b_ND, groups, mas)]
     if words is not None:
         columns.append(word_columns(split, words, word_rule, norm_mode))
     rows = [row | {key: value for more in columns for key, value in more[k].items()} for k, row in enumerate(rows)]
     for k, row in enumerate(rows):
-        row["R_in_sample"] = float(value) if np.isfinite(value := _own(in_sample)[k]) else None
+        row |= {
+            "R_in_sample": _own(in_sample)[k],
+            "transfer": first.transfer[0][k],
+            "transfer_global": first.transfer[1][k],
+        }
     table = [{"control": "own", "label": HELD, **summary(_own(split)[None], split)}]
     table += control_rows(a_ND, b_ND, split, draws=controls, seed=seed)
+    again = tuned_again(split, in_sample, options)[None]
+    table.append({"control": "tuned_again", "label": AGAIN, **summary(again, split)})
     table.append({"control": "in_sample", "label": IN_SAMPLE, **summary(_own(in_sample)[None], in_sample)})
     settings = {"K": K, "holdout": holdout, "splits": splits, "seed": seed, "controls": controls, "bootstrap": draws}
     settings |= {**plain(options), "norm_mode": norm_mode, "mas": mas, "rows": len(a_ND), "images": images}
@@ -160,7 +174,7 @@ def concept_recovery(
         plain(_headline(found, images)),
         plain(alpha_rows(split, alphas)),
         plain(_correlations(rows)),
-        plain([_split_row(seed + s, *one) for s, one in enumerate(found)]),
+        plain([_split_row(one) for one in found]),
         {"held_out": split.agreement, "in_sample": in_sample.agreement},
         plain(split.similarity_KJ),
         settings,
@@ -168,11 +182,18 @@ def concept_recovery(
     )
 
 
-Found = tuple[Split, np.ndarray, np.ndarray, Split]
+@dataclass(frozen=True)
+class _Found:
+    """One split: held out and in-sample, recovery and transfer with own and global shifts, and their draws."""
+
+    seed: int
+    split: Split
+    in_sample: Split
+    recovery: Pair
+    transfer: Pair
 
 
-def _one_split(a_ND, b_ND, groups, K, holdout, options: Options, draws: int, seed: int) -> Found:
-    """(held-out split, R draws with own shifts, with the global shift, in-sample split)."""
+def _one_split(a_ND, b_ND, groups, K, holdout, options: Options, draws: int, seed: int) -> _Found:
     fit, held = split_rows(groups, holdout, seed)
     if min(len(fit), len(held)) < K:
         raise ValueError(
@@ -181,58 +202,32 @@ def _one_split(a_ND, b_ND, groups, K, holdout, options: Options, draws: int, see
     learnt = Dictionary.fit(a_ND[fit], K, options.method, seed, **options.dictionary)
     split = make_split(a_ND, b_ND, groups, K, fit, held, options, seed, learnt)
     in_sample = make_split(a_ND, b_ND, groups, K, fit, fit, options, seed, learnt)
-    return split, *recovery_draws(a_ND, b_ND, groups, split, draws, seed), in_sample
+    recovered = (_own(split), split.recovery(split.shifts.global_D[None]))
+    recovered += recovery_draws(a_ND, b_ND, groups, split, draws, seed)
+    carried = transfer(a_ND, b_ND, groups, split, min_size=options.min_size, draws=draws, seed=seed)
+    return _Found(seed, split, in_sample, recovered, carried)
 
 
 def _own(split: Split) -> np.ndarray:
     return split.recovery(split.shifts.concepts_KD)
 
 
-def _means(split: Split) -> tuple[float, float] | None:
-    """Mean R over the concepts that take part: with own shifts, with the global shift."""
-    if not split.ok_K.any():
-        return None
-    return float(np.nanmean(_own(split))), float(np.nanmean(split.recovery(split.shifts.global_D[None])))
+def _headline(found: Sequence[_Found], images: int) -> Row:
+    recovered, carried = [one.recovery for one in found], [one.transfer for one in found]
+    head: Row = {"splits": sum(np.isfinite(one[0]).any() for one in recovered), "images": images}
+    head |= gain_columns(recovered, ("R_concept", "R_global", "gain_over_global"), images)
+    return head | gain_columns(carried, ("transfer_concept", "transfer_global", "transfer_gain"), images)
 
 
-def _headline(found: Sequence[Found], images: int) -> Row:
-    """Means over splits. The draws of each split lie around its own mean, so the interval holds the spread between
-    splits and that over images inside one; splits share samples, which makes it wide rather than narrow.
-    """
-    usable = [(means, own, common) for split, own, common, _ in found if (means := _means(split))]
-    names = {"R_concept": (1, 0), "R_global": (0, 1), "gain_over_global": (1, -1)}
-    head: Row = {"splits": len(usable), "images": images}
-    for name, (of_own, of_common) in names.items():
-        values = [of_own * means[0] + of_common * means[1] for means, _, _ in usable]
-        drawn = [
-            value + centred[np.isfinite(centred)] - np.nanmean(centred)
-            for value, (_, own, common) in zip(values, usable, strict=True)
-            if own.size and np.isfinite(centred := _row_means(of_own * own + of_common * common)).any()
-        ]
-        estimate = float(np.mean(values)) if values else None
-        pooled = np.concatenate(drawn) if drawn else np.zeros(0)
-        head |= interval_columns(name, centred_interval(estimate, pooled, items=images, runs=len(values)))
-    return head
-
-
-def _row_means(drawn_RK: np.ndarray) -> np.ndarray:
-    """Mean of the known values of each draw; NaN where none is known."""
-    known = np.isfinite(drawn_RK)
-    count_R = known.sum(axis=1)
-    total_R = np.where(known, drawn_RK, 0.0).sum(axis=1)
-    return np.where(count_R > 0, total_R / np.maximum(count_R, 1), np.nan)
-
-
-def _split_row(seed: int, split: Split, own: np.ndarray, common: np.ndarray, in_sample: Split) -> Row:
-    held, inside = _means(split), _means(in_sample)
+def _split_row(one: _Found) -> Row:
+    measured = {"R_concept": one.recovery[0], "R_global": one.recovery[1], "R_in_sample": _own(one.in_sample)}
+    measured |= {"transfer_concept": one.transfer[0], "transfer_global": one.transfer[1]}
     return {
-        "seed": seed,
-        "R_concept": held and held[0],
-        "R_global": held and held[1],
-        "R_in_sample": inside and inside[0],
-        "concepts": int(split.ok_K.sum()),
-        "agreement": split.agreement,
-        "low_margins": sum(bool(match and match.low) for match in split.matches),
+        "seed": one.seed,
+        **{name: float(known_mean(values_K[None])[0]) for name, values_K in measured.items()},
+        "concepts": int(one.split.ok_K.sum()),
+        "agreement": one.split.agreement,
+        "low_margins": sum(bool(match and match.low) for match in one.split.matches),
     }
 
 

@@ -40,10 +40,14 @@ def control_rows(a_ND: np.ndarray, b_ND: np.ndarray, split: Split, *, draws: int
 
 
 def summary(drawn_RK: np.ndarray, split: Split) -> Row:
-    """Mean over the concepts that take part, and its standard deviation over draws; None where there is none."""
+    """Mean over the concepts with a known R, and its standard deviation over draws; None where there is none."""
     ok = split.ok_K
+    empty: Row = {"R": None, "pooled_R": None, "sd": None, "draws": len(drawn_RK), "R_by_concept": [None] * len(ok)}
     if not ok.any() or not len(drawn_RK):
-        return {"R": None, "pooled_R": None, "sd": None, "draws": len(drawn_RK), "R_by_concept": [None] * len(ok)}
+        return empty
+    ok = ok & np.isfinite(drawn_RK).all(axis=0)
+    if not ok.any():
+        return empty
     mean_R = drawn_RK[:, ok].mean(axis=1)
     weight_k = (split.gap_KD[ok] ** 2).sum(axis=1)
     by_concept = [float(value) if use else None for value, use in zip(drawn_RK.mean(axis=0), ok, strict=True)]

@@ -44,9 +44,11 @@ class Split:
     fit, held: rows on either side (the same rows in the in-sample variant). before_KD: concepts of the original (fit).
     shifts: measured on fit. after_KD: the matched concept of the tuned model (held), zeros where there is none.
     status_K: ok, unmoved, small, empty or unmatched. matches: by concept, None where it takes no part. concept_fit,
-    concept_held: concepts of the fit rows (original's dictionary) and of the held rows (tuned's). agreement: adjusted
-    Rand index of both dictionaries' partitions of the held rows. floor_K: squared length that sampling noise alone
-    leaves after a perfect shift. similarity_KJ: cosines of the original's with all concepts of the tuned model.
+    carried_held: concepts of the fit and of the held rows by the original's dictionary, of their original states.
+    concept_held: concepts of the held rows by the tuned model's dictionary. agreement: adjusted Rand index of the two
+    partitions of the held rows. floor_K: squared length that sampling noise alone leaves after a perfect shift.
+    tuned_JD: the tuned model's concepts (held) of sufficient size. similarity_KJ: cosines of the original's with all
+    concepts of the tuned model.
     """
 
     fit: np.ndarray
@@ -58,8 +60,10 @@ class Split:
     matches: list[Match | None]
     concept_fit: np.ndarray
     concept_held: np.ndarray
+    carried_held: np.ndarray
     agreement: float
     floor_K: np.ndarray
+    tuned_JD: np.ndarray
     similarity_KJ: np.ndarray
 
     @property
@@ -102,6 +106,7 @@ def make_split(
     original = learnt or Dictionary.fit(a_ND[fit], K, **learn)
     tuned = Dictionary.fit(b_ND[held], K, **learn)
     concept_fit, concept_held = original.assign(a_ND[fit]), tuned.assign(b_ND[held])
+    carried_held = original.assign(a_ND[held])
     before_KD, _ = concept_means(a_ND[fit], concept_fit, K)
     candidates_KD, sizes_K = concept_means(b_ND[held], concept_held, K)
     shifts = shift_vectors(
@@ -134,8 +139,10 @@ def make_split(
         matches,
         concept_fit,
         concept_held,
-        partition_agreement(original.assign(a_ND[held]), concept_held),
+        carried_held,
+        partition_agreement(carried_held, concept_held),
         _mean_noise(b_ND[fit], concept_fit, K) + after_noise,
+        candidates_KD[offered],
         cosines(before_KD - offsets[0], candidates_KD - offsets[1]),
     )
 
@@ -151,6 +158,23 @@ def _match(before_KD, candidates_KD, usable, offered, options: Options) -> list[
             b = None if match.b is None else int(offered[match.b])
             matches[k] = Match(k, b, match.cosine, match.runner_up, match.margin, match.low)
     return matches
+
+
+def tuned_again(split: Split, fitted: Split, options: Options) -> np.ndarray:
+    """R of each concept (K,) with the tuned model's own concepts of the fitted images in place of the shifted ones.
+
+    fitted: the in-sample variant of the split. Its tuned concepts are matched with the held-out ones directly.
+    """
+    found = np.full(len(split.status_K), np.nan)
+    ok = np.flatnonzero(split.ok_K)
+    if not len(ok) or not len(fitted.tuned_JD):
+        return found
+    centre_D = fitted.tuned_JD.mean(axis=0) if options.match_centred else 0.0
+    matches = match_concepts(split.after_KD[ok] - centre_D, fitted.tuned_JD - centre_D, rule=options.match)
+    for k, match in zip(ok.tolist(), matches, strict=True):
+        if match.b is not None:
+            found[k] = recovery(split.gap_KD[k], fitted.tuned_JD[match.b] - split.before_KD[k])
+    return found
 
 
 def _status(row, match: Match | None, before_D, after_D, shift_D, scale: float) -> str:
@@ -183,20 +207,20 @@ def recovery_draws(
     held_n, held_images = numbered_groups(image_N[split.held])
     fit_RG, held_RG = image_draws(fit_images, draws, seed), image_draws(held_images, draws, seed + 1)
     a_nD, b_nD = a_ND[split.fit], b_ND[split.fit]
-    everything_RD = _drawn_means(b_nD, fit_n, fit_RG) - _drawn_means(a_nD, fit_n, fit_RG)
+    everything_RD = drawn_means(b_nD, fit_n, fit_RG) - drawn_means(a_nD, fit_n, fit_RG)
     own, common = (np.full((draws, len(split.status_K)), np.nan) for _ in range(2))
     for k in np.flatnonzero(split.ok_K):
         mine = split.concept_fit == k
         theirs = split.concept_held == split.matches[k].b
-        before_RD = _drawn_means(a_nD[mine], fit_n[mine], fit_RG)
-        shifted_RD = _drawn_means(b_nD[mine], fit_n[mine], fit_RG)
-        gap_RD = _drawn_means(b_ND[split.held][theirs], held_n[theirs], held_RG) - before_RD
+        before_RD = drawn_means(a_nD[mine], fit_n[mine], fit_RG)
+        shifted_RD = drawn_means(b_nD[mine], fit_n[mine], fit_RG)
+        gap_RD = drawn_means(b_ND[split.held][theirs], held_n[theirs], held_RG) - before_RD
         own[:, k] = recovery(gap_RD, shifted_RD - before_RD)
         common[:, k] = recovery(gap_RD, everything_RD)
     return own, common
 
 
-def _drawn_means(x_nD: np.ndarray, image_n: np.ndarray, weight_RG: np.ndarray) -> np.ndarray:
+def drawn_means(x_nD: np.ndarray, image_n: np.ndarray, weight_RG: np.ndarray) -> np.ndarray:
     """Mean of the rows when their images count as the weights say (R, D); NaN where none is left."""
     present, local_n = np.unique(image_n, return_inverse=True)
     weight_Rg = weight_RG[:, present]

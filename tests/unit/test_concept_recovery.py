@@ -86,7 +86,7 @@ def test_own_shifts_beat_the_global_one_only_where_concepts_move_differently(see
 def test_controls_fail_as_they_should(seed):
     found = report(seed)
     names = [row["control"] for row in found.controls]
-    assert names == ["own", "none", "global", "shuffled", "permuted", "random", "other", "in_sample"]
+    assert names == ["own", "none", "global", "shuffled", "permuted", "random", "other", "tuned_again", "in_sample"]
     assert control(found, "none")["R"] == 0.0
     assert control(found, "permuted")["R"] < 0 and control(found, "permuted")["draws"] == 20
     random = control(found, "random")
@@ -94,6 +94,29 @@ def test_controls_fail_as_they_should(seed):
     assert control(found, "other")["R"] < 0
     assert control(found, "shuffled")["R"] == pytest.approx(control(found, "global")["R"], abs=0.15)
     assert control(report(seed, uniform=True), "other")["R"] > 0.9
+
+
+def test_the_tuned_models_own_concepts_from_other_images_show_what_the_dictionary_can_reach():
+    stable = report()
+    assert control(stable, "tuned_again")["R"] == pytest.approx(control(stable, "own")["R"], abs=0.02)
+    planted = planted_shift(0)
+    blurred = np.random.default_rng(0).normal(size=(600, 12)) * 3
+    found = concept_recovery(blurred, blurred + planted.b_ND[:600, :12] * 0.2 + 1, np.arange(600), 6, **FAST)
+    assert found.agreement["held_out"] < 0.6 and control(found, "tuned_again")["R"] < 0.9
+
+
+def test_transfer_to_held_out_samples_needs_no_stable_dictionary():
+    rng = np.random.default_rng(0)
+    a_ND = rng.normal(size=(2000, 12)) * 3
+    change_DD = 0.4 * rng.normal(size=(12, 12))
+    found = concept_recovery(a_ND, a_ND + a_ND @ change_DD, np.arange(2000), 6, **FAST)
+    head = found.headline
+    assert found.agreement["held_out"] < 0.6 and head["transfer_concept"] > 0.9 > head["R_concept"]
+    assert head["transfer_gain_low"] > 0.3 and abs(head["transfer_global"]) < 0.1
+    assert found.rows[0]["transfer"] > 0.8
+    stable, same = report().headline, report(uniform=True).headline
+    assert stable["transfer_concept"] > 0.9 and stable["transfer_gain_low"] > 0.3
+    assert abs(same["transfer_gain"]) < 0.02
 
 
 def test_models_that_agree_are_called_unmoved_and_nothing_is_nan():
@@ -163,6 +186,27 @@ def test_the_shift_and_the_originals_concepts_know_nothing_of_the_held_out_image
     assert np.array_equal(splits[0].before_KD, splits[1].before_KD)
     assert np.array_equal(splits[0].shifts.concepts_KD, splits[1].shifts.concepts_KD)
     assert not np.array_equal(splits[0].after_KD, splits[1].after_KD)
+
+
+def test_the_tuned_models_concepts_know_nothing_of_the_fitted_images():
+    rng = np.random.default_rng(0)
+    a_ND = rng.normal(size=(300, 8))
+    b_ND = a_ND + 1 + 0.3 * rng.normal(size=a_ND.shape)
+    fit, held = split_rows(np.arange(300), 0.5, 0)
+    other_ND = b_ND.copy()
+    other_ND[fit] = rng.normal(size=(len(fit), 8)) * 4
+    first, second = (make_split(a_ND, x_ND, np.arange(300), 5, fit, held, Options(), 0) for x_ND in (b_ND, other_ND))
+    assert np.array_equal(first.tuned_JD, second.tuned_JD)
+    assert not np.array_equal(first.shifts.concepts_KD, second.shifts.concepts_KD)
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-9])
+def test_a_change_too_small_to_count_is_called_unmoved(step):
+    planted = planted_shift(0, per_concept=40)
+    split = make_split(
+        planted.a_ND, planted.a_ND + step, planted.groups, 6, *split_rows(planted.groups, 0.5, 0), Options(), 0
+    )
+    assert set(split.status_K) == {"unmoved"} and np.isnan(split.recovery(split.shifts.concepts_KD)).all()
 
 
 def test_empty_and_tiny_concepts_are_reported_and_left_out_of_the_mean():
