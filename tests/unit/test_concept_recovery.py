@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from hacl.compare.concept_recovery import ConceptReport, concept_recovery
-from hacl.compare.concept_rows import alpha_rows, image_columns
+from hacl.compare.concept_rows import alpha_rows, concept_rows, image_columns
 from hacl.compare.correlations import correlate
 from hacl.compare.drift import drift
 from hacl.compare.plain import csv_text, plain
@@ -230,6 +230,8 @@ def test_the_alpha_curve_starts_at_zero_and_peaks_where_the_closed_form_says():
     curve = alpha_rows(double, [0.0, 0.25, 0.5, 0.75, 1.0])
     assert curve[0]["R_concept"] == 0.0 and curve[0]["R_global"] == 0.0
     assert max(curve, key=lambda row: row["R_concept"])["alpha"] == 0.5
+    rows = concept_rows(double, np.zeros((2, 6)), 10)
+    assert [row["alpha_best"] for row in rows] == pytest.approx([0.5] * 6)
     assert curve[2]["R_concept"] == pytest.approx(1.0) and curve[4]["R_concept"] == pytest.approx(0.0, abs=1e-9)
 
 
@@ -308,6 +310,14 @@ def test_images_are_compared_on_one_source_so_an_unshifted_perfect_match_scores_
         assert row["mas_overlap_before"] == row["mas_overlap_after"] == 100.0 and row["mas_overlap_of"] == 20
     for row in image_columns(split, planted.b_ND, planted.groups, 20):
         assert row["mas_overlap_after"] == 100.0 > row["mas_overlap_before"]
+
+
+def test_the_first_image_of_a_concept_is_the_nearest_held_out_one():
+    planted = planted_shift(0)
+    split = make_split(planted.a_ND, planted.b_ND, planted.groups, 6, *split_rows(planted.groups, 0.5, 0), Options(), 0)
+    for k, row in enumerate(image_columns(split, planted.b_ND, planted.groups, 20)):
+        distance_n = np.linalg.norm(planted.b_ND[split.held] - split.after_KD[k], axis=1)
+        assert row["top_images"][0] == planted.groups[split.held][distance_n.argmin()]
 
 
 def test_correlations_are_those_of_scipy_named_by_both_axes_with_n_interval_and_p():
