@@ -89,8 +89,8 @@ class ConceptReport:
         own, common = f"{head['R_concept']:.2f} with own shifts", f"{head['R_global']:.2f} with one global shift"
         return (
             f"Held-out concept recovery: R = {own}, {common}; difference {format_interval(gain, '+.2f')} over "
-            f"{head['splits']} splits: the shift {meaning}. On held-out samples of the original's own concepts the shifts "
-            f"take {_percent(head['transfer_concept'])} of the movement, one global shift "
+            f"{head['splits']} splits: the shift {meaning}. On held-out samples of the original's own concepts "
+            f"the shifts take {_percent(head['transfer_concept'])} of the mean movement, one global shift "
             f"{_percent(head['transfer_global'])}."
         )
 
