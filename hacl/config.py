@@ -52,7 +52,7 @@ class ModelConfig:
 class DataConfig:
     path: list[str] = setting([], "training records, .json or .jsonl; a relative path is also tried under $HACL_DATA")
     stream: bool = setting(
-        False, "read training records as they are needed and hold none; path may then also be .parquet or hub:..."
+        False, "read training records as they are needed and hold none; path may then also be .parquet, .tar or hub:..."
     )
     shuffle_buffer: int | None = setting(
         None, "with stream: records shuffled together, 1 keeps the order of the source; None = 8192"

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hacl.data.images import load_image, resolve_image
+from hacl.data.images import decode_image, load_image, resolve_image
 from hacl.data.records import HALLUCINATION_TYPES, HallucinatedCaption, Record
 from hacl.data.templates import IMAGE_MARK, EncodedSequence, SequenceEncoder
 
@@ -74,6 +75,7 @@ class TrainingDataset(Dataset):
         self.objective = objective
         self.seed = seed
         self.load_pixels = load_pixels
+        self.pictures: Mapping[str, bytes] = {}
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -182,10 +184,13 @@ class TrainingDataset(Dataset):
         return replace(record, conversation=(replace(turns[0], text=f"{IMAGE_MARK}\n{text}"), *turns[1:]))
 
     def _pixels(self, record: Record) -> list[Tensor]:
-        if record.images and self.image_root is None:
-            raise ValueError("the record names an image but data.image_root is not set")
         processor = self.encoder.processor.image_processor
-        return [
-            processor(load_image(resolve_image(self.image_root, path)), return_tensors="pt")["pixel_values"][0]
-            for path in record.images
-        ]
+        return [processor(self._image(path), return_tensors="pt")["pixel_values"][0] for path in record.images]
+
+    def _image(self, path: str) -> Image:
+        """From `pictures` (path -> content of the file), where a streamed source holds its images, else from disk."""
+        if path in self.pictures:
+            return decode_image(self.pictures[path], path)
+        if self.image_root is None:
+            raise ValueError("the record names an image but data.image_root is not set")
+        return load_image(resolve_image(self.image_root, path))

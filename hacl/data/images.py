@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
@@ -80,15 +81,26 @@ def load_image(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_rat
     """
     path = Path(path)
     with path.open("rb") as file:
-        image = _open(path, file, max_pixels, max_aspect_ratio)
-        try:
-            image.load()
-        except _UNREADABLE as error:
-            raise ValueError(f"{path}: truncated or damaged image ({error}); replace the file") from error
-        return _to_rgb(_upright(image))
+        return _load(path, file, max_pixels, max_aspect_ratio)
 
 
-def _open(path: Path, file, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
+def decode_image(
+    data: bytes, name: str, *, max_pixels: int = 64_000_000, max_aspect_ratio: float = 200.0
+) -> Image.Image:
+    """`load_image` for the bytes of an image file; name: what errors call it."""
+    return _load(name, io.BytesIO(data), max_pixels, max_aspect_ratio)
+
+
+def _load(path: Path | str, file, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
+    image = _open(path, file, max_pixels, max_aspect_ratio)
+    try:
+        image.load()
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: truncated or damaged image ({error}); replace the file") from error
+    return _to_rgb(_upright(image))
+
+
+def _open(path: Path | str, file, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
     """The image with its header read and its size accepted, pixels still undecoded."""
     try:
         image = Image.open(file, formats=_FORMATS)
@@ -102,7 +114,7 @@ def _open(path: Path, file, max_pixels: int, max_aspect_ratio: float) -> Image.I
     return image
 
 
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int, max_aspect_ratio: float) -> None:
+def _check_size(path: Path | str, size: tuple[int, int], max_pixels: int, max_aspect_ratio: float) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"{path}: the image is {width} x {height}; replace the file")

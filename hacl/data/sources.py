@@ -1,7 +1,8 @@
-"""Collections too large for memory, read in order from any row on: JSONL, JSON lists, Parquet, the Hugging Face Hub.
+"""Collections too large for memory, read in order from any row on: JSONL, JSON lists, Parquet, the Hugging Face Hub,
+and shards of a webdataset (`hacl.data.tar_source`).
 
-Written `a.jsonl`, `a.json`, `a.parquet`, or explicitly `hub:owner/name?split=train&revision=COMMIT` (also `config`,
-and `columns`, e.g. `columns=caption:sentence`, renames a column of theirs to a key of a record).
+Written `a.jsonl`, `a.json`, `a.parquet`, `a.tar`, or explicitly `hub:owner/name?split=train&revision=COMMIT` (also
+`config`, and `columns`, e.g. `columns=caption:sentence`, renames a column of theirs to a key of a record).
 """
 
 from __future__ import annotations
@@ -37,6 +38,15 @@ class Source(ABC):
     def count(self) -> int | None:
         """Number of rows, None where only reading to the end would tell."""
         return None
+
+    def pictures(self, row: Any) -> dict[str, bytes]:
+        """Image path of the record -> content of the image file, for images that the source itself holds."""
+        return {}
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether `pictures` may give any; images of other sources lie below an image root."""
+        return False
 
     def decode(self, where: str, row: Any) -> Record:
         """The record of an undecoded row. Raises RecordError."""
@@ -146,25 +156,51 @@ class HubSource(Source):
         self.columns = {theirs: ours for ours, _, theirs in pairs}
 
     def _open(self):
-        from datasets import load_dataset
+        from datasets import Image, load_dataset
 
-        return load_dataset(
+        rows = load_dataset(
             self.name,
             self.options.get("config"),
             split=self.options.get("split", "train"),
             revision=self.options.get("revision"),
             streaming=True,
         )
+        for column, kind in (rows.features or {}).items():
+            if isinstance(kind, Image):
+                rows = rows.cast_column(column, Image(decode=False))
+        return rows
 
     def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
         for index, row in enumerate(self._open().skip(start), start=start):
             renamed = {self.columns.get(key, key): value for key, value in row.items()}
-            yield f"hub:{self.name}:[{index}]", from_row(renamed)
+            yield f"hub:{self.name}:[{index}]", (index, from_row(renamed))
+
+    def decode(self, where: str, row: Any) -> Record:
+        index, raw = row
+        return parse_record(raw | {"image": _hub_name(index)} if _hub_image(raw) else raw, where=where)
+
+    def pictures(self, row: Any) -> dict[str, bytes]:
+        index, raw = row
+        return {_hub_name(index): data} if (data := _hub_image(raw)) else {}
+
+    @property
+    def holds_images(self) -> bool:
+        return any(_hub_image(raw) for _, (_, raw) in islice(self.rows(), 1))
 
     def fingerprint(self) -> str:
         """Of name, split and revision; pin `revision` to be sure of the content."""
         text = json.dumps([self.name, sorted(self.options.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hub_image(raw: dict[str, Any]) -> bytes | None:
+    """Content of the image that a row of a table holds itself."""
+    image = raw.get("image")
+    return image.get("bytes") if isinstance(image, dict) else None
+
+
+def _hub_name(index: int) -> str:
+    return f"row-{index}"
 
 
 class Joined(Source):
@@ -191,6 +227,14 @@ class Joined(Source):
         number, inner = row
         return self.parts[number].decode(where, inner)
 
+    def pictures(self, row: Any) -> dict[str, bytes]:
+        number, inner = row
+        return self.parts[number].pictures(inner)
+
+    @property
+    def holds_images(self) -> bool:
+        return any(part.holds_images for part in self.parts)
+
     def fingerprint(self) -> str:
         return hashlib.sha256(" ".join(part.fingerprint() for part in self.parts).encode()).hexdigest()[:16]
 
@@ -211,6 +255,13 @@ class Limited(Source):
     def decode(self, where: str, row: Any) -> Record:
         return self.source.decode(where, row)
 
+    def pictures(self, row: Any) -> dict[str, bytes]:
+        return self.source.pictures(row)
+
+    @property
+    def holds_images(self) -> bool:
+        return self.source.holds_images
+
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.limit} of {self.source.fingerprint()}".encode()).hexdigest()[:16]
 
@@ -221,13 +272,17 @@ class Limited(Source):
 
 def open_source(paths: str | Sequence[str]) -> Source:
     """The source that one or several texts name. Raises ValueError, FileNotFoundError."""
+    from hacl.data.tar_source import TarSource
+
     texts = [paths] if isinstance(paths, str) else list(paths)
     if not texts:
-        raise ValueError("no source: name a .jsonl, .json or .parquet file, or hub:owner/name")
+        raise ValueError("no source: name a .jsonl, .json, .parquet or .tar file, or hub:owner/name")
     made: list[Source] = []
     for text in texts:
         if text.startswith("hub:"):
             made.append(HubSource(text))
+        elif text.endswith(".tar"):
+            made.append(TarSource([Path(text)]))
         elif text.endswith(".parquet"):
             made.append(ParquetSource([Path(text)]))
         else:

@@ -34,33 +34,59 @@ def read_shards(shards: Iterable[Path], images: Path | None = None) -> Iterator[
             raise FileNotFoundError(f"{shard}: no such shard")
         try:
             for key, group in groupby(_members(shard), key=lambda member: member[0]):
-                yield _record(shard, key, [(ending, data) for _, ending, data in group], images)
+                yield sample_record(shard, key, [(ending, data) for _, ending, data in group], images)
         except tarfile.TarError as error:
             raise RecordError(f"{shard}: not a complete tar file ({error}); download it again") from error
 
 
 def _members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
-    """(key, ending, content) of every file; the key is the name up to the first dot of its last part."""
+    """(key, ending, content) of every file."""
     with tarfile.open(shard, "r|*") as tar:
-        for member in tar:
-            if member.isdir():
-                continue
-            name = member.name.removeprefix("./")
-            try:
-                check_relative(name)
-            except ValueError as error:
-                raise RecordError(f"{shard}: member {error}") from error
-            if not member.isfile():
-                raise RecordError(f"{shard}: member {name!r} is a link or a device; only plain files are read")
-            if member.size > MAX_MEMBER_BYTES:
-                raise RecordError(f"{shard}: member {name!r} has {member.size:,} bytes; at most {MAX_MEMBER_BYTES:,}")
-            path = PurePosixPath(name)
-            key, dot, ending = path.name.partition(".")
-            if dot and key:
-                yield str(path.with_name(key)), ending.lower(), tar.extractfile(member).read()
+        for key, ending, member in _files(shard, tar):
+            yield key, ending, tar.extractfile(member).read()
 
 
-def _record(shard: Path, key: str, members: list[tuple[str, bytes]], images: Path | None) -> Record:
+def place_members(shard: Path) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
+    """(key, [(ending, offset, bytes)]) of every sample of an uncompressed shard, read from its headers alone.
+
+    Raises RecordError naming shard and member.
+    """
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for key, group in groupby(_files(shard, tar), key=lambda member: member[0]):
+                yield key, [(ending, member.offset_data, member.size) for _, ending, member in group]
+    except tarfile.TarError as error:
+        raise RecordError(f"{shard}: not a complete, uncompressed tar file ({error})") from error
+
+
+def _files(shard: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, ending, member) of every file; the key is the name up to the first dot of its last part."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # which tarfile would keep for all of the shard
+        if member.isdir():
+            continue
+        name = member.name.removeprefix("./")
+        try:
+            check_relative(name)
+        except ValueError as error:
+            raise RecordError(f"{shard}: member {error}") from error
+        if not member.isfile():
+            raise RecordError(f"{shard}: member {name!r} is a link or a device; only plain files are read")
+        if member.size > MAX_MEMBER_BYTES:
+            raise RecordError(f"{shard}: member {name!r} has {member.size:,} bytes; at most {MAX_MEMBER_BYTES:,}")
+        path = PurePosixPath(name)
+        key, dot, ending = path.name.partition(".")
+        if dot and key:
+            yield str(path.with_name(key)), ending.lower(), member
+
+
+def is_image(ending: str) -> bool:
+    """Whether a member with this ending is an image."""
+    return ending.rpartition(".")[2] in _IMAGES
+
+
+def sample_record(shard: Path, key: str, members: list[tuple[str, bytes]], images: Path | None) -> Record:
+    """The record of one sample, whose images are extracted to `images` if given; without, their content is not read."""
     where = f"{shard}:{key}"
     row: dict = {}
     text = ""
@@ -74,7 +100,7 @@ def _record(shard: Path, key: str, members: list[tuple[str, bytes]], images: Pat
                 text = data.decode("utf-8-sig")
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RecordError(f"{where}.{ending}: not UTF-8 {kind} ({error})") from error
-        if kind in _IMAGES:
+        if is_image(ending):
             pictures.append((ending, data))
     if not isinstance(row, dict):
         raise RecordError(f"{where}.json: expected a JSON object")

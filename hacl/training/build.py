@@ -209,16 +209,31 @@ def find_data(path: str) -> Path:
 
 
 def open_data(paths: Sequence[str], limit: int | None = None) -> Source:
-    """Files and hub sources as one `Source`; files are found as `find_data` does."""
-    source = open_source([path if path.startswith("hub:") else str(find_data(path)) for path in paths])
+    """Files, patterns of files (`shards/*.tar`) and hub sources as one `Source`; files are found as in `find_data`."""
+    source = open_source([found for path in paths for found in _sources(path)])
     return source if limit is None else Limited(source, limit)
+
+
+def _sources(path: str) -> list[str]:
+    """What one entry of data.path names, a pattern's files in the order of their names."""
+    if path.startswith("hub:"):
+        return [path]
+    if "*" not in path:
+        return [str(find_data(path))]
+    given = Path(path).expanduser()
+    roots = [Path(given.anchor or "."), Path(os.environ.get("HACL_DATA", "."))][: 1 if given.is_absolute() else 2]
+    pattern = str(given.relative_to(given.anchor)) if given.is_absolute() else path
+    for root in roots:
+        if found := sorted(str(file) for file in root.glob(pattern) if file.is_file()):
+            return found
+    raise FileNotFoundError(f"data files not found: nothing matches {path}")
 
 
 def read_all(paths: Sequence[str], limit: int | None = None) -> list[Record]:
     """Records of several files, in order; names the file that holds none."""
     records: list[Record] = []
     for path in paths:
-        if path.startswith("hub:") or path.endswith(".parquet"):
+        if path.startswith("hub:") or path.endswith((".parquet", ".tar")) or "*" in path:
             raise ConfigError(f"{path}: only training records can be read from there, and with data.stream=true")
         found = read_records(find_data(path))
         if not found:
@@ -237,4 +252,5 @@ def image_root(data: DataConfig) -> Path | None:
         if not root.is_dir():
             raise FileNotFoundError(f"data.image_root: no such folder {data.image_root}")
         return root
-    return find_data(data.path[0]).parent if data.path and not data.path[0].startswith("hub:") else None
+    first = _sources(data.path[0])[0] if data.path else "hub:"
+    return None if first.startswith("hub:") else Path(first).parent

@@ -120,9 +120,12 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
 
 
 def _one_batch(config: Config, inputs: run.Inputs, texts) -> dict[str, Tensor]:
-    dataset = run.build_dataset(config, inputs, inputs.records, pixels=True)
-    count = min(config.train.per_device_batch_size, len(dataset))
-    return PackedCollator(inputs.encoder, config.objective, text_states=texts)([dataset[i] for i in range(count)])
+    dataset = run.build_train_set(config, inputs, pixels=True)
+    if inputs.source is None:
+        samples = [dataset[i] for i in range(min(config.train.per_device_batch_size, len(dataset)))]
+    else:
+        samples = dataset.__getitems__([0])
+    return PackedCollator(inputs.encoder, config.objective, text_states=texts)(samples)
 
 
 def _flops(config: Config, adapter, pixel_shape: torch.Size, shape: dict[str, int]) -> float:

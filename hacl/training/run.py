@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hacl.data.collate import PackedCollator
 from hacl.data.dataset import TrainingDataset
 from hacl.data.records import Record
 from hacl.data.sources import Source
+from hacl.data.stream_dataset import StreamDataset
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.gather import Gather
 from hacl.training import build, caches, callbacks, checks, manifest, runtime, streaming
@@ -59,7 +59,7 @@ def read_inputs(config: Config) -> Inputs:
     if source is None:
         records = build.read_all(config.data.path, config.data.max_records)
     else:
-        records = list(islice(source.records(), checks.STREAMED))
+        records = streaming.read_head(source, checks.STREAMED)
     eval_records = build.read_all(config.data.eval_path)
     checks.check_records(records, config.objective, ", ".join(config.data.path) or "data.path", config.data)
     if config.data.eval_path:
@@ -67,7 +67,8 @@ def read_inputs(config: Config) -> Inputs:
     processor = build.load_processor(config.model)
     root = build.image_root(config.data)
     decode = not config.train.cache_vision_features  # which reads every image before training anyway
-    checks.check_images([*records, *eval_records], root, decode=decode)
+    on_disk = [] if source is not None and source.holds_images else records
+    checks.check_images([*on_disk, *eval_records], root, decode=decode)
     encoder = build.build_encoder(processor, config.data)
     inputs = Inputs(processor, encoder, records, eval_records, root, source)
     for part, where in ((records, "data.path"), (eval_records, "data.eval_path")):
@@ -108,6 +109,12 @@ def build_dataset(config: Config, inputs: Inputs, records: list[Record], *, pixe
     )
 
 
+def build_train_set(config: Config, inputs: Inputs, *, pixels: bool) -> TrainingDataset | StreamDataset:
+    if inputs.source is None:
+        return build_dataset(config, inputs, inputs.records, pixels=pixels)
+    return streaming.train_set(config, inputs.source, build_dataset(config, inputs, [], pixels=pixels))
+
+
 def build_trainer(config: Config) -> HaclTrainer:
     """Everything up to the first step. Raises before training for bad settings, records, images and processors."""
     refuse_used_folder(config)
@@ -124,10 +131,7 @@ def build_trainer(config: Config) -> HaclTrainer:
     if caches.wanted(config) and runtime.zero_stage(config.train) != 3:
         stores = caches.prepare(config, inputs, model)
     pixels = stores.features is None
-    if inputs.source is None:
-        train_set = build_dataset(config, inputs, inputs.records, pixels=pixels)
-    else:
-        train_set = streaming.train_set(config, inputs.source, build_dataset(config, inputs, [], pixels=pixels))
+    train_set = build_train_set(config, inputs, pixels=pixels)
     eval_set = build_dataset(config, inputs, inputs.eval_records, pixels=pixels) if inputs.eval_records else None
     collator = PackedCollator(
         inputs.encoder, config.objective, text_states=stores.texts, image_features=stores.features

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from hacl.config import Config, ConfigError
 from hacl.data.dataset import TrainingDataset
+from hacl.data.images import decode_image
+from hacl.data.records import Record
 from hacl.data.sources import Source
 from hacl.data.stream import BLOCK, RecordStream
 from hacl.data.stream_dataset import StreamDataset
@@ -20,7 +24,27 @@ def open_stream(config: Config) -> Source:
             f"data.stream: how many records {', '.join(config.data.path)} holds is not known before all were read, so "
             f"train.epochs={config.train.epochs:g} is no number of steps; set train.max_steps"
         )
+    watched = [name for name in ("sample_steps", "diagnostic_steps") if getattr(config.log, name)]
+    if watched and not config.data.eval_path and source.holds_images:
+        raise ConfigError(
+            f"log.{watched[0]} looks at fixed images, and {', '.join(config.data.path)} holds its own inside; give "
+            "data.eval_path, whose images lie below data.image_root"
+        )
     return source
+
+
+def read_head(source: Source, count: int) -> list[Record]:
+    """The first records of a source; images it holds itself are decoded on the way. Raises ValueError naming record."""
+    records = []
+    for where, row in islice(source.rows(), count):
+        record = source.decode(where, row)
+        for name, data in source.pictures(row).items():
+            try:
+                decode_image(data, name)
+            except ValueError as error:
+                raise ValueError(f"{where}: record {record.id!r}: {error}") from error
+        records.append(record)
+    return records
 
 
 def train_set(config: Config, source: Source, samples: TrainingDataset) -> StreamDataset:

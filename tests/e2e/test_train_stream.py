@@ -14,6 +14,7 @@ import pytest
 import train
 from hacl.data.parquet import write_parquet
 from hacl.data.records import read_records, write_records
+from hacl.data.webdataset import write_shards
 from hacl.training.sampler import plan_epoch
 from tests.e2e.helpers import losses, refuses
 
@@ -45,6 +46,28 @@ def test_a_stream_in_the_order_of_the_plan_has_the_losses_of_records_in_memory(c
     how = [*as_form(form, order), "data.shuffle_buffer=1", f"train.num_workers={workers}"]
     assert command(*how, f"train.output_dir={command.run}-stream") == 0
     assert losses(command.run.with_name("run-stream")) == expected
+
+
+def test_shards_train_like_the_files_they_hold(command, as_form, records):
+    """Images are read inside the tar files, of which there are three, and epochs go over all of them."""
+    how = ["train.max_steps=7", "data.shuffle_buffer=8", "train.save_steps=0"]
+    assert command(*as_form("jsonl"), *how) == 0
+    folder = command.run.parent / "shards"
+    assert write_shards(folder / "a.tar", read_records(records), records.parent, per_shard=7) == 20
+    nothing = folder / "none"
+    nothing.mkdir()
+    shards = [f"data.path={folder}/a-*.tar", f"data.image_root={nothing}", *STREAM]
+    assert command(*shards, *how, "train.num_workers=2", f"train.output_dir={command.run}-shards") == 0
+    assert losses(command.run.with_name("run-shards")) == losses(command.run)
+    assert train.main([str(command.run.parent / "run.yaml"), "--dry-run", *shards]) == 0
+
+
+def test_a_known_and_an_unknown_length_give_the_same_batches(command, as_form, monkeypatch):
+    how = [*as_form("jsonl"), "data.shuffle_buffer=8", "train.max_steps=12", "train.save_steps=0"]
+    assert command(*how) == 0
+    monkeypatch.setattr("hacl.data.sources.JsonSource.count", lambda source: None)
+    assert command(*how, f"train.output_dir={command.run}-unknown") == 0
+    assert losses(command.run.with_name("run-unknown")) == losses(command.run)
 
 
 @pytest.mark.parametrize("length", ["known", "unknown"])
@@ -149,6 +172,13 @@ def test_a_bad_record_beyond_those_checked_ends_the_run_with_its_place_and_a_che
     path.write_text("\n".join([*lines[:14], '{"captions": ["cut', *lines[15:]]))
     error = refuses(command, capsys, *how, "data.shuffle_buffer=1", "train.save_steps=0")
     assert f"{path}:15" in error and "step 3 is saved" in error
+
+
+def test_fixed_images_inside_shards_are_refused_for_the_logs(command, records, capsys):
+    folder = command.run.parent / "shards"
+    write_shards(folder / "a.tar", read_records(records), records.parent)
+    error = refuses(command, capsys, f"data.path={folder}/a-000000.tar", *STREAM, "log.sample_steps=2")
+    assert "log.sample_steps" in error and "data.eval_path" in error
 
 
 def test_other_records_or_another_shuffle_are_refused_on_resuming(command, as_form, capsys):

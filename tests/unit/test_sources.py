@@ -9,6 +9,7 @@ from hacl.data.parquet import write_parquet
 from hacl.data.records import RecordError, parse_record, write_records
 from hacl.data.sources import HubSource, Limited, open_source
 from hacl.data.stream import RecordStream
+from hacl.data.webdataset import write_shards
 
 COUNT = 103
 
@@ -26,7 +27,7 @@ def records(count=COUNT):
     return rows
 
 
-@pytest.fixture(params=["jsonl", "crlf", "json", "parquet", "two files"])
+@pytest.fixture(params=["jsonl", "crlf", "json", "parquet", "two files", "shards"])
 def source(request, tmp_path, monkeypatch):
     made = records()
     if request.param == "parquet":
@@ -37,6 +38,11 @@ def source(request, tmp_path, monkeypatch):
         write_records(tmp_path / "a.jsonl", made[:40])
         write_records(tmp_path / "b.json", made[40:])
         return open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "b.json")])
+    if request.param == "shards":
+        for row in made:
+            (tmp_path / row.images[0]).write_bytes(row.id.encode())
+        write_shards(tmp_path / "x.tar", made, tmp_path, per_shard=40)
+        return open_source(sorted(map(str, tmp_path.glob("x-*.tar"))))
     path = tmp_path / f"x.{'json' if request.param == 'json' else 'jsonl'}"
     write_records(path, made)
     if request.param == "crlf":
@@ -157,6 +163,34 @@ def test_a_hub_source_is_streamed_from_a_row_on_with_its_columns_renamed(tmp_pat
     assert isinstance(source, HubSource)
     assert [(r.captions, r.images) for r in source.records(3)] == [((f"a dog {n}",), (f"{n}.jpg",)) for n in (3, 4)]
     assert asked == [("someone/captions", None, {"split": "val", "revision": "abc", "streaming": True})]
+
+
+def test_a_hub_source_gives_the_images_its_table_holds(monkeypatch):
+    from datasets import Dataset, Features, Image, Value
+
+    files = [{"bytes": f"image {n}".encode(), "path": None} for n in range(3)]
+    table = Dataset.from_dict(
+        {"caption": [f"a dog {n}" for n in range(3)], "image": files},
+        features=Features({"caption": Value("string"), "image": Image()}),
+    )
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: table.to_iterable_dataset())
+    source = open_source("hub:someone/pictures")
+    rows = [(source.decode(where, row).images, source.pictures(row)) for where, row in source.rows(1)]
+    assert rows == [((f"row-{n}",), {f"row-{n}": f"image {n}".encode()}) for n in (1, 2)] and source.holds_images
+
+
+def test_shards_give_the_images_of_each_record_and_are_told_apart(tmp_path):
+    made = records(5)
+    for row in made:
+        (tmp_path / row.images[0]).write_bytes(b"\0" * 3000 + row.id.encode())
+    write_shards(tmp_path / "x.tar", made, tmp_path)
+    source = open_source(str(tmp_path / "x-000000.tar"))
+    found = [source.pictures(row) for _, row in source.rows()]
+    assert found == [{row.images[0]: b"\0" * 3000 + row.id.encode()} for row in made] and source.holds_images
+    write_shards(tmp_path / "y.tar", made[::-1], tmp_path)
+    assert open_source(str(tmp_path / "y-000000.tar")).fingerprint() != source.fingerprint()
+    with pytest.raises(FileNotFoundError, match="no such shard"):
+        open_source(str(tmp_path / "none.tar"))
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
