@@ -15,7 +15,7 @@ _SAMPLES = 256  # places of a shard that name its content
 
 
 class TarSource(Source):
-    """Uncompressed shards, one after the other. A row is (shard, key, [(ending, offset, bytes)]); passing over one reads
+    """Uncompressed shards, one after the other. A row: (shard, key, [(ending, offset, bytes)]); passing over one reads
     the headers of its members."""
 
     holds_images = True
