@@ -2,12 +2,16 @@
 
   python scripts/steer.py extract --model M --rows FILE --behaviours FILE --images DIR --layers 14 --out STATES
   python scripts/steer.py fit --data STATES --method l2s --out VECTORS
+  python scripts/steer.py associate --data STATES --out REPORT
+  python scripts/steer.py flexac --data STATES --layers 13-15 --out VECTORS
   python scripts/steer.py inspect VECTORS
+  python scripts/steer.py fold VECTORS --model M --out FOLDED
   python scripts/steer.py COMMAND --help
 
 extract reads every prompt with the reply that is wanted and the one that is not; fit turns the difference of the two
 states into vectors (constant, per sample, or predicted from the prompt by a network); inspect describes either folder.
-Nothing of a model's weights is changed. docs/learn_to_steer.md goes through an example.
+associate says at which layers the states differ beyond chance, flexac makes FlexAC's calibrated directions, and fold
+writes a copy of a model that needs no steering. docs/learn_to_steer.md and docs/flexac.md go through examples.
 """
 
 from __future__ import annotations
@@ -47,6 +51,29 @@ example:
   python scripts/steer.py inspect runs/pope_l2s
 """
 
+ASSOCIATE = """Say at which layers wanted and unwanted continuations differ beyond chance.
+
+Distances with their null, coherence against random labels, held-out AUC, stability; all in one page, JSON and CSV.
+
+example:
+  python scripts/steer.py associate --data runs/caption_states --out runs/caption_layers
+"""
+FLEXAC = """Make a FlexAC artefact from extracted states: alpha -1 is faithful, +1 creative.
+
+The direction points from wanted to unwanted continuations. Presets: paper, released (the published code), safe.
+
+example:
+  python scripts/steer.py flexac --data runs/caption_states --preset safe --layers 13-15 --alpha -1 --out runs/flexac
+"""
+FOLD = """Write a copy of a model with a constant shift in its biases; it needs no hooks and none of this code.
+
+Only where that is exact: one constant vector per layer, policy all, no gate and no norm restore, a Llama-family model.
+The copy is reloaded with stock classes and must give the logits of the steered model.
+
+example:
+  python scripts/steer.py fold runs/mean --model exported/model --alpha 0.5 --out exported/folded
+"""
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
@@ -54,6 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, declare in (
         ("extract", EXTRACT, extract_options), ("fit", FIT, fit_options), ("inspect", INSPECT, inspect_options),
+        ("associate", ASSOCIATE, associate_options), ("flexac", FLEXAC, flexac_options), ("fold", FOLD, fold_options),
     ):  # fmt: skip
         declare(
             commands.add_parser(name, description=text, help=text.splitlines()[0], formatter_class=raw).add_argument
@@ -109,6 +137,36 @@ def inspect_options(add: Callable) -> None:
     add("--json", action="store_true", help="as JSON")
 
 
+def associate_options(add: Callable) -> None:
+    add("--data", type=Path, required=True, help="folder that extract wrote")
+    add("--window", type=int, default=3, help="adjacent layers to suggest; default: %(default)s")
+    add("--draws", type=int, default=1000, help="bootstrap draws over groups; default: %(default)s")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--out", type=Path, required=True, help="folder of the report")
+
+
+def flexac_options(add: Callable) -> None:
+    add("--data", type=Path, required=True, help="folder that extract wrote, for the general direction")
+    add("--task", action="append", default=[], metavar="NAME=STATES", help="a further direction; repeatable")
+    add("--keep-overlap", action="store_true", help="leave in a task direction what it shares with the general one")
+    add("--weights", type=float, nargs="+", help="of the general and the task directions; default: 1 each")
+    add("--preset", default="safe", help="paper, released or safe; default: %(default)s")
+    add("--k", type=int, help="instances to keep (default: 50, as published)")
+    add("--cross", choices=("auto", "on", "off"), help="cross the two orders of a question; default: as the preset")
+    add("--leave-out", nargs="+", default=[], metavar="ID", help="ids or groups that the artefact will be judged on")
+    add("--layers", help="some of the extracted layers (default: all)")
+    add("--alpha", type=float, default=-1.0, help="strength that the artefact suggests; default: %(default)s")
+    add("--out", type=Path, required=True, help="folder of the artefact")
+
+
+def fold_options(add: Callable) -> None:
+    add("path", type=Path, help="folder of a steering artefact")
+    add("--model", required=True, help="folder of the stock checkpoint, or its hub name")
+    add("--layers", help="some of its layers, or where a vector for any layer goes")
+    add("--alpha", type=float, help="strength (default: the artefact's)")
+    add("--out", type=Path, required=True, help="folder to write; must not exist")
+
+
 def open_model(options: argparse.Namespace) -> tuple[Any, Any, str]:
     """(model, processor, template) of --model."""
     from hacl.evaluation.runner.source import find_model
@@ -125,9 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from hacl.steering.commands import extract
 
             return extract.run(options, open_model)
-        from hacl.steering.commands import fit, inspect
+        from importlib import import_module
 
-        return {"fit": fit, "inspect": inspect}[options.command].run(options)
+        return import_module(f"hacl.steering.commands.{options.command}").run(options)
     except (ValueError, OSError) as error:
         print(f"steer {options.command}: {error}", file=sys.stderr)
         return 2

@@ -56,6 +56,7 @@ def test_distance_that_grows_with_depth_is_not_taken_for_association():
     assert found.rows[-1]["cosine"] > 3 * found.rows[0]["cosine"] and found.rows[-1]["cosine_low"] > 0
     assert all(row["excess_cosine_low"] < 0 < row["excess_cosine_high"] for row in found.rows)
     assert all(row["coherence"] < 1.3 * row["coherence_null"] for row in found.rows)
+    assert found.suggested is None and analyse_layers(features.only(range(0, 60, 2)), draws=200).suggested is None
 
 
 def test_the_null_is_the_best_there_is_and_is_named():

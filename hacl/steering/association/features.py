@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hacl.representations.array_files import check_made_for, read_arrays, write_arrays
 from hacl.representations.reader import FeatureStore
 from hacl.steering.association.pairs import PairRecord
+
+if TYPE_CHECKING:
+    from hacl.steering.targets import SteeringData
 
 FORMAT, NAME = "hacl-association-1", "association"
 
@@ -137,3 +140,17 @@ def features_from_stores(
     return AssociationFeatures(
         *sides, layers, tuple(shared), groups, tuple(orders.get(name, 0) for name in shared), provenance
     )
+
+
+def features_from_extraction(data: SteeringData) -> AssociationFeatures:
+    """From the states that `steer.py extract` wrote: the wanted continuation is the grounded answer, the other one the
+    associative answer.
+    """
+    sides = [np.stack([data.states(side, layer).numpy() for layer in data.layers]) for side in ("pos", "neg")]
+    manifest = data.manifest
+    provenance = {
+        "model": manifest["model"]["fingerprint"], "model_path": manifest["model"]["path"],
+        "token_rule": manifest["pooling"], "config_hash": manifest["config_hash"],
+    }  # fmt: skip
+    ids, groups = (tuple(map(str, data.column(name))) for name in ("id", "group"))
+    return AssociationFeatures(*sides, data.layers, ids, groups, provenance=provenance)

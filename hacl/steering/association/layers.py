@@ -29,7 +29,8 @@ class LayerAnalysis:
     of a pair); null_* (mean distance of two grounded answers, None without any) and excess_* (their difference);
     mismatched_cosine (an associative state and the grounded one of another group); coherence and coherence_null (95 %
     point under random labels); auc (held-out, of the projection on the mean difference); effective_rank of the
-    differences; next_cosine (with the vector of the next layer); score (coherence * excess * (2 auc - 1)); depth.
+    differences; next_cosine (with the vector of the next layer); score (coherence * excess * (2 auc - 1), 0 where one
+    of the three does not stand out of its null); depth.
     """
 
     rows: list[dict]
@@ -87,11 +88,21 @@ def analyse_layers(
         row["next_cosine"] = float(a_D @ b_D / max(np.linalg.norm(a_D) * np.linalg.norm(b_D), TINY))
     rows[-1]["next_cosine"] = None
     for row in rows:
-        excess = row["cosine"] if row["excess_cosine"] is None else row["excess_cosine"]
-        row["score"] = row["coherence"] * max(excess, 0.0) * max(2 * (0.5 if row["auc"] is None else row["auc"]) - 1, 0)
+        row["score"] = _score(row)
     settings = {"window": window, "draws": draws, "seed": seed, "pairs": len(features), "groups": len(groups.names)}
     settings |= {"null": kind, "provenance": dict(features.provenance)}
     return LayerAnalysis(rows, suggest_window([row["score"] for row in rows], features.layers, window), settings)
+
+
+def _score(row: dict) -> float:
+    """coherence * excess * (2 auc - 1) of a layer; 0 where one of them does not stand out of its null."""
+    excess, excess_low = row["excess_cosine"], row["excess_cosine_low"]
+    if excess is None:
+        excess = excess_low = row["cosine"]
+    auc, auc_low = row["auc"], row["auc_low"]
+    if row["coherence"] <= row["coherence_null"] or excess_low <= 0 or auc is None or auc_low <= 0.5:
+        return 0.0
+    return row["coherence"] * excess * (2 * auc - 1)
 
 
 def suggest_window(scores: Sequence[float], layers: Sequence[int | str], width: int) -> tuple[int | str, ...] | None:

@@ -55,4 +55,9 @@ def layer_key(text: str) -> int | str:
 
 def layer_keys(text: str) -> list[int | str]:
     """From "14", "-2,-1" or "10-14"."""
-    return [layer_key(part.strip()) for part in text.split(",") if part.strip()]
+    found: list[int | str] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        low, _, high = part.partition("-")
+        ends = (int(low), int(high)) if low.isdigit() and high.isdigit() else None
+        found += range(ends[0], ends[1] + 1) if ends else [layer_key(part)]
+    return found
