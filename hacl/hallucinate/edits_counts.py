@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from hacl.hallucinate.context import Candidate, ImageContext
-from hacl.hallucinate.edits_numbers import plural_fixes
+from hacl.hallucinate.edits_numbers import agrees_with_any, plural_fixes
 from hacl.hallucinate.edits_words import make
 from hacl.hallucinate.english import (
     FUNCTION_WORDS,
@@ -29,9 +29,16 @@ _NOT_COUNTED = frozenset(
 _ONE_ONLY = frozenset(
     "riding rides ride wearing wears as like ridden driving drives playing plays doing taking".split()
 )
+_HOLDS_ONE = frozenset("on in at inside into through down up over under atop across onto to for from as".split())
 _GROUPS = frozenset("group couple pair family team crowd people".split())
 _WORDS_OF_NUMBER = frozenset("two three four five six several many pair couple both some few multiple various".split())
 _VAGUE = frozenset({"some", "many", "several", "multiple", "various"})
+_OF_MANY = frozenset("their them they each other that who which are themselves together row line both all".split())
+_MANY = tuple(
+    tuple(phrase.split())
+    for phrase in "a group of;a bunch of;a herd of;a flock of;a couple of;a pair of;a few;several;lots of;a lot of;"
+    "some;many;a crowd of;a number of;a row of;a variety of;a large group of;a small group of".split(";")
+)
 _VALUES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 
 
@@ -44,10 +51,14 @@ def count_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidat
         if word.text in ("a", "an", "one"):
             yield from _more(context, at)
         elif word.text in context.lexicon.numbers or word.text == "several":
-            yield from _one(context, at)
+            yield from _one(context, at, at)
             yield from _other(context, at)
         elif word.text in _VAGUE or (word.text not in FUNCTION_WORDS and at + 1 <= len(words)):
             yield from _bare(context, at)
+    for at in range(len(words) - 2):
+        length = next((len(p) for p in _MANY if [w.text for w in words[at : at + len(p)]] == list(p)), 0)
+        if length:
+            yield from _one(context, at, at + length - 1)
 
 
 def _head(context: ImageContext, at: int) -> tuple[int, int, Mention | None] | None:
@@ -58,14 +69,14 @@ def _head(context: ImageContext, at: int) -> tuple[int, int, Mention | None] | N
     mention = next((m for m in context.mentions if m.first == first), None)
     if mention is None:
         _, stop = noun_run(context.text, words, first)
-        if stop == first or stop > first + 2:
+        if stop == first or stop > first + 3:
             return None
         mention = next((m for m in context.mentions if m.stop == stop and m.first >= first), None)
         first = stop - 1
     stop = first + 1 if mention is None else mention.stop
     following = "" if ends_at(context, stop) else words[stop].text
     plain = not following or following in FUNCTION_WORDS or following in context.lexicon.followers
-    if not plain and not following.endswith("ing") and not is_finite_singular(following):
+    if not plain and not agrees_with_any(following) and not is_finite_singular(following):
         return None
     return first, stop, mention
 
@@ -115,6 +126,8 @@ def _fixes(context: ImageContext, at: int, stop: int) -> list[Replacement] | Non
     before = words[at - 1].text
     if before == "of" and words[at - 2].text in ("side", "top", "front", "middle", "back", "end", "edge", "inside"):
         return None
+    if before in _HOLDS_ONE:
+        return None
     if before not in FUNCTION_WORDS and not before.endswith("ing") or before in _ONE_ONLY or before == "or":
         return None
     if before == "and" and any(is_finite_singular(word.text) for word in words):
@@ -162,8 +175,11 @@ def _bare(context: ImageContext, at: int) -> Iterator[Candidate]:
         yield make(context, "number", [edit], word, claims=frozenset({word}))
 
 
-def _one(context: ImageContext, at: int) -> Iterator[Candidate]:
-    """ "two dogs on" -> "one dog on", where the annotation does not say that one is all there is."""
+def _one(context: ImageContext, start: int, at: int) -> Iterator[Candidate]:
+    """ "two dogs on" or "a group of dogs on" -> "one dog on", words start to `at` being the number.
+
+    Not where the annotation says that one is all there is.
+    """
     words = context.words
     found = _head(context, at)
     if found is None:
@@ -178,26 +194,16 @@ def _one(context: ImageContext, at: int) -> Iterator[Candidate]:
     if after in ("are", "have", "were"):
         verb = {"are": "is", "have": "has", "were": "was"}[after]
         fixes = [Replacement(words[stop].start, words[stop].end, verb)]
-    elif after and after not in FUNCTION_WORDS and not after.endswith("ing"):
+    elif after and (after not in FUNCTION_WORDS or after in ("and", "or")) and not agrees_with_any(after):
         return
-    if {word.text for word in words[stop:]} & {
-        "their",
-        "them",
-        "they",
-        "each",
-        "that",
-        "who",
-        "which",
-        "are",
-        "themselves",
-    } - {after}:
+    if {word.text for word in words[stop:]} & _OF_MANY - {after} or after in ("that", "who", "which"):
         return
-    if after in ("that", "who", "which") or (at and words[at - 1].text in ("the", "of", "are")):
+    if start and words[start - 1].text in ("the", "of", "are", "by"):
         return
     one = " ".join([*noun.split()[:-1], singular(noun.split()[-1])])
     for word in ("one", "a single", "a lone"):
         edits = [
-            Replacement(words[at].start, words[at].end, word),
+            Replacement(words[start].start, words[at].end, word),
             Replacement(words[first].start, words[stop - 1].end, one),
         ]
         yield make(

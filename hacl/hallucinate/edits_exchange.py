@@ -1,4 +1,4 @@
-"""Exchange a noun, a preposition or a verb for another of its group, where a collection's captions use it like that."""
+"""Exchange a noun or a preposition for another of its group, where a collection's captions use it like that."""
 
 from __future__ import annotations
 
@@ -10,73 +10,21 @@ from hacl.hallucinate.edits_words import head_noun, make
 from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, is_finite_singular, plural, singular
 from hacl.hallucinate.noun_phrases import ends_at
 from hacl.hallucinate.phrase_bank import preposition_at
-from hacl.hallucinate.plausibility import can_relate, keeps_medium
+from hacl.hallucinate.plausibility import can_relate, is_place, is_plural_here, keeps_medium
 
-# Verbs and prepositions that are true whenever another is.
-_IMPLIED = {
-    "sitting": "seated sits sit sat seat resting relaxing",
-    "standing": "stands stand stood",
-    "lying": "laying lays lies lay laid resting asleep sleeping",
-    "laying": "lying lays lies lay laid resting asleep sleeping",
-    "resting": "lying laying sitting sleeping asleep relaxing lays lies sits",
-    "sleeping": "asleep nap napping resting lying laying lays lies",
-    "walking": "walks walk strolling crossing running",
-    "running": "runs run race racing ran",
-    "eating": "eats eat ate bite biting dinner lunch breakfast meal food grazing chewing feeding",
-    "grazing": "eating eats grass graze feeding",
-    "playing": "plays play game player match",
-    "holding": "holds held hand hands carrying carries with",
-    "carrying": "carries carried holding holds with",
-    "riding": "rides ride rode rider",
-    "wearing": "wears dressed worn in with",
-    "flying": "flies fly flight air",
-    "throwing": "throws thrown pitch pitching pitcher tossing",
-    "catching": "catches caught catch catcher",
-    "hitting": "hits hit swing swinging swings serve",
-    "swinging": "swings swing hitting hits hit",
-    "using": "uses use with on holding playing typing talking",
-    "looking": "looks look watching watches staring stares",
-    "staring": "looks look looking watching watches stares",
-    "watching": "watches looking looks",
-    "posing": "poses photo picture pose",
-    "waiting": "waits wait",
-    "parked": "parking stopped sits sitting",
-    "driving": "drives drive moving traveling",
-    "moving": "driving traveling drives moves going",
-    "traveling": "driving moving drives travels going",
-    "stopped": "stops stop parked waiting",
-    "preparing": "making cooking prepares makes cutting",
-    "making": "preparing cooking prepares makes cutting",
-    "leaning": "leans",
-    "drinking": "drinks drink",
-    "jumping": "jumps jump air trick",
-    "hanging": "hangs hung",
-}
-_ANYWHERE = frozenset(("without", "next to", "behind", "in front of", "beside"))
+_ANYWHERE = frozenset(("without", "next to", "behind", "in front of", "beside", "near"))
 _ABSTRACT = frozenset(
     "day night time game match air sky distance way picture photo photograph view background direction motion position "
     "color colors style use middle center hand hands head mouth face lap back hair eye eyes order set variety other "
-    "work dusk dawn noon home bat base once speed rest jump trick camera sunlight rain weather morning evening "
+    "row circle group line pile variety number party trip angle meeting ceremony reception event competition race "
+    "show parade march state case season world hurry shade corner half piece sun shape form manner distance pose "
+    "uniform inside outside work dusk dawn noon home bat base once speed rest jump trick camera sunlight rain "
+    "weather morning evening "
     "afternoon".split()
 )
-# Of these two lists, one of each may be true at once.
-_POSTURES = frozenset(
-    "sitting standing lying laying kneeling sits stands lies lays kneels sit stand lie lay kneel".split()
-)
-_SOFT = frozenset(
-    "posing waiting resting working playing eating grazing drinking leaning hanging sleeping poses waits rests works "
-    "plays "
-    "eats grazes drinks leans hangs sleeps pose wait rest work play eat graze drink lean hang sleep".split()
-) - {"sleeping", "sleeps", "sleep"}
-# What keeps anybody from nearly everything else, and the words it goes before.
-_INSTEAD = {
-    "sleeping": frozenset("in on near by under next beside behind at outside inside".split()),
-    "dancing": frozenset("in on at with near by next beside outside inside around".split()),
-    "running": frozenset("in on at along across through down up around near past toward towards".split()),
-    "swimming": frozenset("in near across".split()),
-}
-_ING_NOUNS = frozenset("lots sides".split())
-_LOOSE = frozenset("on of at in".split())
+# After these any thing may stand.
+_FREE = frozenset(("near", "next to", "beside", "behind", "in front of", "with", "and", "by", "including", "close to"))
+_LOOSE = frozenset("of at in".split())
 _FLYING = frozenset({"bird", "kite"})
 _BOUND = frozenset(
     "filled covered topped accompanied followed decorated surrounded made full loaded dressed served paired stuffed "
@@ -89,13 +37,12 @@ _NOT_HEADS = frozenset(
 
 
 def exchange_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
-    """Nouns of one group, verbs of one frame, prepositions, where the collection uses the new one like that."""
+    """Nouns of one group and prepositions, where the collection uses the new one like that."""
     if context.bank is None:
         return
     yield from _nouns(context)
     yield from _modifiers(context)
     yield from _prepositions(context)
-    yield from _verbs(context)
 
 
 def _nouns(context: ImageContext) -> Iterator[Candidate]:
@@ -110,7 +57,9 @@ def _nouns(context: ImageContext) -> Iterator[Candidate]:
             ):
                 break
             before = _governor(context, at)
+            several = is_plural_here(context, at)
             for kind, group, many in entries:
+                many = many or several
                 old = _joined(context, at, length)
                 if at and words[at - 1].text in ("other", "another"):
                     continue
@@ -118,8 +67,8 @@ def _nouns(context: ImageContext) -> Iterator[Candidate]:
                     new = plural(word) if many else word
                     if (
                         new == old
-                        or not _allowed(context, before, old, word)
-                        or not _attested(context, before, word if not many else new, at)
+                        or not allowed(context, before, old, word)
+                        or not _attested(context, before, word if not many else new, at, at + length)
                     ):
                         continue
                     edit = Replacement(words[at].start, words[at + length - 1].end, new)
@@ -146,7 +95,7 @@ def _modifiers(context: ImageContext) -> Iterator[Candidate]:
                     yield make(context, "attribute", [edit], new, adds=adds, claims=frozenset({new}))
 
 
-def _allowed(context: ImageContext, governor: str, old: str, new: str) -> bool:
+def allowed(context: ImageContext, governor: str, old: str, new: str) -> bool:
     """Whether what may follow the governor, and what the thing moves on, lets the new noun in."""
     lexicon = context.lexicon
     names = lexicon.names_of(new) & lexicon.objects.keys()
@@ -177,9 +126,14 @@ def _governor(context: ImageContext, at: int) -> str:
     return words[first - 1].text if first else ""
 
 
-def _attested(context: ImageContext, governor: str, noun: str, at: int) -> bool:
+def _attested(context: ImageContext, governor: str, noun: str, at: int, stop: int) -> bool:
     """Whether captions of the collection have the noun, or two of its class, after that preposition or verb."""
-    if used_after(context, governor, noun):
+    following = "" if ends_at(context, stop) else context.words[stop].text
+    if following == "of" and (noun.split()[-1], "of") not in context.bank.bigrams:
+        return False
+    if is_place(noun):
+        return (context.lexicon.doing(governor), noun) in context.bank.pairs
+    if used_after(context, governor, noun) or governor in _FREE and noun.split()[-1] in context.bank.nouns:
         return True
     before = context.words[at - 1].text if at else ""
     return governor == "" and (before, noun.split()[0]) in context.bank.bigrams
@@ -205,7 +159,7 @@ def _prepositions(context: ImageContext) -> Iterator[Candidate]:
         stop = at + length
         head = "" if ends_at(context, stop - 1) or stop == len(words) else head_noun(context, stop)
         follows = "" if stop == len(words) else words[stop].text
-        bound = words[at - 1].text in _BOUND
+        bound = words[at - 1].text in _BOUND or words[at - 2].text in _BOUND
         if (
             head
             and not bound
@@ -213,12 +167,13 @@ def _prepositions(context: ImageContext) -> Iterator[Candidate]:
             and follows not in ("front", "top", "the middle")
             and head != "background"
         ):
+            concrete = head not in _ABSTRACT and (
+                follows in ("a", "an", "the", "their", "his", "her", "its")
+                or bool(context.lexicon.classes_of(head))
+                or head in context.bank.landmarks
+            )
             for new in context.lexicon.prepositions.get(old, ()):
-                loose = (
-                    new in _ANYWHERE
-                    and head not in _ABSTRACT
-                    and (bool(context.lexicon.classes_of(head)) or head in context.bank.landmarks)
-                )
+                loose = new in _ANYWHERE and (concrete or old == "with" and head not in _ABSTRACT)
                 if not can_relate(old, new, head) or not loose and (new, head) not in context.bank.pairs:
                     continue
                 kept = set(old.split())
@@ -228,71 +183,3 @@ def _prepositions(context: ImageContext) -> Iterator[Candidate]:
                 edit = Replacement(words[at].start, words[stop - 1].end, new)
                 yield make(context, "relation", [edit], new, claims=claims, weight=0.5)
         at = stop
-
-
-def _verbs(context: ImageContext) -> Iterator[Candidate]:
-    words, bank = context.words, context.bank
-    for at in range(1, len(words)):
-        old = words[at].text
-        if words[at - 1].text in DETERMINERS - {"that"} or ends_at(context, at):
-            continue
-        head = head_noun(context, at + 1) if at + 1 < len(words) else ""
-        transitive = bool(head) and words[at + 1].text not in FUNCTION_WORDS - DETERMINERS
-        before = [mention for mention in context.mentions if mention.stop <= at]
-        flies = {word.text for word in words[at + 1 : at + 6]}
-        if not any(old in group for group in context.lexicon.verb_groups):
-            yield from _anything_else(context, at)
-        for group in context.lexicon.verb_groups:
-            if old not in group:
-                continue
-            for new in group:
-                if new == old or {old, new} & _SOFT and {old, new} & _POSTURES:
-                    continue
-                if transitive and not (used_after(context, new, head) and _allowed(context, new, head, head)):
-                    continue
-                if not flies.isdisjoint(("sky", "air")) and new not in ("flying", "flies"):
-                    continue
-                if not transitive and not (_joins(context, at, new)):
-                    continue
-                if before and not transitive and (before[-1].kind.group, context.lexicon.doing(new)) not in bank.doers:
-                    continue
-                claims = implied(context, new)
-                edit = Replacement(words[at].start, words[at].end, new)
-                yield make(context, "action", [edit], new, claims=claims)
-
-
-def _anything_else(context: ImageContext, at: int) -> Iterator[Candidate]:
-    """Of a person or animal that does what no list has: something that leaves no room for that."""
-    words = context.words
-    old = words[at].text
-    third = old not in _ING_NOUNS and is_finite_singular(old) and old not in ("is", "was", "has", "does", "'s")
-    if not third and not (old.endswith("ing") and len(old) > 5) or at + 1 == len(words):
-        return
-    before = words[at - 1].text
-    stop = at - 1 if before in ("is", "are") else at
-    subject = next((m for m in context.mentions if m.stop == stop and m.kind.group in ("person", "animal")), None)
-    follows = words[at + 1].text
-    if subject is None or ends_at(context, at + 1) or subject.kind.name == "bird":
-        return
-    for new, next_words in _INSTEAD.items():
-        if follows in next_words and (subject.kind.group == "person" or new in ("sleeping", "running")):
-            written = context.lexicon.third_persons.get(new, new) if third else new
-            edit = Replacement(words[at].start, words[at].end, written)
-            yield make(context, "action", [edit], written, claims=implied(context, written))
-
-
-def implied(context: ImageContext, verb: str) -> frozenset[str]:
-    """Words of which any, said of the image, may make the verb true."""
-    base = next((ing for ing, third in context.lexicon.third_persons.items() if third == verb), verb)
-    forms = {verb, base, context.lexicon.third_persons.get(base, base)}
-    return frozenset(forms | set(_IMPLIED.get(base, "").split())) - {"in", "on", "with"}
-
-
-def _joins(context: ImageContext, at: int, new: str) -> bool:
-    """Whether the collection has the new verb before the word that follows."""
-    words = context.words
-    if at + 1 == len(words) or ends_at(context, at + 1):
-        return True
-    doing = context.lexicon.doing(new)
-    forms = (new, doing, context.lexicon.third_persons.get(doing, doing))
-    return any((form, words[at + 1].text) in context.bank.bigrams for form in forms)

@@ -26,6 +26,14 @@ _GOVERNORS = frozenset(
     "with has have holding including near beside by and on of behind under carrying containing".split()
 )
 _BESIDE = frozenset(("with", "near", "next to", "beside", "by", "behind", "in front of"))
+# Words that name a kind of a kind, and nothing else.
+_EXACT = frozenset(
+    "hydrant airliner jet jetliner kitten kitty puppy poodle pony lamb bull calf stove muffin cupcake burger mug "
+    "loveseat "
+    "armchair stool monitor smartphone cellphone parasail parachute subway trolley van taxi suv jeep ship canoe kayak "
+    "sailboat ferry motorbike moped scooter hotdog recliner goose duck pigeon seagull owl bowtie luggage "
+    "computer".split()
+)
 _CONTINUES = frozenset("on in at near next by under beside behind sitting standing lying laying".split())
 _LEAST_SHARE = 0.6  # of the things seen must suit an object that is added
 
@@ -38,7 +46,7 @@ def object_edits(context: ImageContext, draw: random.Random) -> Iterator[Candida
             continue
         if mention.word in context.lexicon.word_swaps:
             yield from _word_swaps(context, phrase)
-        elif mention.word in mention.kind.words:
+        elif mention.word in mention.kind.words or mention.word in _EXACT:
             yield from _swaps(context, phrase, draw)
     if context.bank is not None:
         yield from _last_things(context, draw)

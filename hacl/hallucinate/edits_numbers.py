@@ -23,6 +23,12 @@ _ALWAYS_PAIRS = frozenset(
 )
 
 
+_UNCHANGED = frozenset(
+    "can can't cannot could will would may must sat stood came went ran took made held set built seen parked full high "
+    "shown hung left gave got just".split()
+)
+
+
 def number_edits(context: ImageContext, draw: random.Random) -> Iterator[Candidate]:
     """Another number of things, never the annotated one."""
     yield from _exact_numbers(context)
@@ -154,6 +160,15 @@ def plural_fixes(context: ImageContext, phrase: NounPhrase) -> list[Replacement]
         return None
     if is_finite_singular(verb.text):
         return [Replacement(verb.start, verb.end, base_form(verb.text))]
-    if relative or following in ("and", "or", "in") or following not in context.lexicon.followers | {"riding"}:
+    if (
+        relative
+        or following in ("and", "or", "in")
+        or not (following in context.lexicon.followers or agrees_with_any(following))
+    ):
         return None
     return []
+
+
+def agrees_with_any(word: str) -> bool:
+    """Whether a word that follows a noun stays the same for several things: participles, past tense, modal verbs."""
+    return len(word) > 4 and word.endswith(("ing", "ed")) or word in _UNCHANGED

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from hacl.hallucinate.context import Candidate, ImageContext
-from hacl.hallucinate.edits_exchange import implied
+from hacl.hallucinate.edits_verbs import implied
 from hacl.hallucinate.edits_words import make
 from hacl.hallucinate.english import Replacement, words_of
 from hacl.hallucinate.phrase_bank import Phrase, last_place, openings, verb_form
@@ -86,6 +86,9 @@ def _surely(context: ImageContext, phrase: Phrase) -> bool:
 
 def _unsaid(context: ImageContext, phrase: Phrase) -> frozenset[str]:
     """Nouns of the phrase that no caption has or implies, with its verb; none where the verb itself may be true."""
+    if not phrase.verb and "with" in phrase.text[:5].lower():  # one such thing may be there unsaid, hardly two
+        absent = frozenset(noun for noun in phrase.places if not context.lexicon.same(noun) & context.said)
+        return absent if len(absent) > 1 else frozenset()
     verbs = implied(context, phrase.verb) if phrase.verb else frozenset()
     if not verbs or verbs & context.said:
         return frozenset()

@@ -18,6 +18,7 @@ from hacl.hallucinate.edits_exchange import exchange_edits
 from hacl.hallucinate.edits_nouns import insertion_edits, object_edits
 from hacl.hallucinate.edits_numbers import number_edits
 from hacl.hallucinate.edits_transplant import transplant_edits
+from hacl.hallucinate.edits_verbs import verb_edits
 from hacl.hallucinate.edits_words import attribute_edits, phrase_edits
 from hacl.hallucinate.filters import DEFAULT_FILTERS, Filter, first_reason
 from hacl.hallucinate.lexicon import Lexicon
@@ -32,6 +33,7 @@ _EDITS = (
     attribute_edits,
     phrase_edits,
     exchange_edits,
+    verb_edits,
     transplant_edits,
     count_edits,
     contradiction_edits,

@@ -146,6 +146,21 @@ class Lexicon:
         return self._groups.get(word, [])
 
     @cached_property
+    def known_verbs(self) -> frozenset[str]:
+        """Every verb of a frame, in any form."""
+        return frozenset(verb for group in self.verb_groups for verb in group)
+
+    @cached_property
+    def plural_verbs(self) -> frozenset[str]:
+        """Of them, those that agree with several things."""
+        return frozenset(base_form(third) for third in self.third_persons.values()) & self.known_verbs
+
+    @cached_property
+    def transitive_verbs(self) -> frozenset[tuple[str, ...]]:
+        """The frames whose verbs need an object."""
+        return frozenset(group for group in self.verb_groups if {"holding", "holds", "hold"} & set(group))
+
+    @cached_property
     def _doings(self) -> dict[str, str]:
         thirds = {third: ing for ing, third in self.third_persons.items()}
         return {base_form(third): ing for third, ing in thirds.items()} | thirds

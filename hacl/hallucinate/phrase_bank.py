@@ -36,7 +36,7 @@ _BY_FIRST_WORD = {
 }
 _NOT_BEFORE_SUBJECTS = FUNCTION_WORDS - DETERMINERS - {"there", "of"}
 _BESIDE = frozenset(("on", "near", "next to", "behind", "under", "beside", "by", "in front of", "on top of"))
-_NEAR = ("next to", "near", "beside", "behind", "in front of", "by", "with", "close to")
+_NEAR = ("next to", "near", "beside", "behind", "in front of", "by", "close to")
 _AUXILIARIES = frozenset("that which who is are was were".split())
 _UNFIT = frozenset(
     "he she his her hers him they their them each other one another who which that himself herself themselves together "
@@ -47,7 +47,8 @@ _UNFIT = frozenset(
 @dataclass(frozen=True)
 class Phrase:
     """text: as written; names: objects it names; words: how many; said: which; places: of them, the nouns that
-    other nouns may replace; verb: the -ing verb it begins with."""
+    other nouns may replace; verb: the -ing verb it begins with; ends: whether its last
+    word names a thing."""
 
     text: str
     names: frozenset[str]
@@ -55,6 +56,7 @@ class Phrase:
     said: frozenset[str] = frozenset()
     places: frozenset[str] = frozenset()
     verb: str = ""
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class PhraseBank:
 
     @cached_property
     def near(self) -> tuple[Phrase, ...]:
-        """The places that tell what something is near to."""
-        return tuple(phrase for phrase in self.places if phrase.text.lower().startswith(_NEAR))
+        """The places that tell what something is near to, and end in it."""
+        return tuple(phrase for phrase in self.places if phrase.ends and phrase.text.lower().startswith(_NEAR))
 
     @cached_property
     def landmarks(self) -> frozenset[str]:
@@ -230,5 +232,6 @@ def _rest(context: ImageContext, at: int) -> Phrase | None:
         return None
     said = frozenset(word.text for word in words)
     places = frozenset(word for word in said if context.lexicon.groups_of(word))
+    ends = any(m.stop == len(context.words) and m.word in m.kind.words for m in context.mentions)
     verb = next((word.text for word in words[:2] if verb_form(context, words.index(word) + at) == "ing"), "")
-    return Phrase(text, frozenset(context.lexicon.named(words)), len(words), said, places, verb)
+    return Phrase(text, frozenset(context.lexicon.named(words)), len(words), said, places, verb, ends)

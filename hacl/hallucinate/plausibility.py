@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from hacl.hallucinate.context import ImageContext
-from hacl.hallucinate.english import Word, singular
+from hacl.hallucinate.english import Word, plural, singular
 
 PERSON, ROLE = "#person", "#role"
 
@@ -119,6 +119,21 @@ def keeps_medium(context: ImageContext, old: str, new: str) -> bool:
     if old == new or old not in _MOVED_ON or new not in _MOVED_ON:
         return True
     return bool(said & _MOVED_ON[old]) == bool(said & _MOVED_ON[new])
+
+
+def is_place(noun: str) -> bool:
+    """Whether a noun (any number) is a place, which few prepositions and verbs suit."""
+    return noun in _PLACES or singular(noun) in _PLACES
+
+
+def is_plural_here(context: ImageContext, at: int) -> bool:
+    """Whether word `at`, of one form for one and many ("sheep"), stands for many: no "a" before its adjectives."""
+    word = context.words[at].text
+    if plural(word) != word:
+        return False
+    while at > 0 and context.words[at - 1].text in context.lexicon.adjectives:
+        at -= 1
+    return at == 0 or context.words[at - 1].text not in ("a", "an", "one", "this", "that", "single")
 
 
 def can_relate(old: str, new: str, noun: str) -> bool:

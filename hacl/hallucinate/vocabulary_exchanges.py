@@ -32,6 +32,11 @@ object | shirt, jacket, sweater, dress, coat, vest, skirt, scarf
 object | flower, bush, cactus, weed
 object | roof, porch, balcony, chimney
 object | path, road, bridge, stair
+object | airport, station, harbor, garage
+object | pencil, pen, crayon
+object | gift, toy, book, balloon
+object | awning, tent, roof
+object | hay, straw, wool, wood
 object | breakfast, lunch, dinner
 other | christmas, halloween, easter, thanksgiving
 object | hill, wave, ramp, rail, slope, staircase
