@@ -45,6 +45,8 @@ def _compare(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
     if getattr(options, "dry_run", False):
         print(plan_text(comparison))
         return 0
+    wanted = not getattr(options, "no_behaviour", False)
+    tasks = _tasks(options, comparison, vocabularies) if wanted else {}  # before hours of capture: it may be refused
     comparison.out.mkdir(parents=True, exist_ok=True)
     resolved = {name: value for name, value in vars(options).items() if name != "config"}
     write_json(comparison.out / "config.json", plain(resolved | {"prompt": comparison.prompt}))
@@ -52,8 +54,8 @@ def _compare(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
         for found in comparison.analyse(comparison.capture()).values():
             print(f"layer {found['layer']}, {found['selector']}: {found['verdict']}")
     failures: list[str] = []
-    if not getattr(options, "no_behaviour", False):
-        found = comparison.recover(**_tasks(options, comparison, vocabularies))
+    if wanted:
+        found = comparison.recover(**tasks)
         print(found["verdict"])
         failures = found["gate_failures"]
     _report(options)

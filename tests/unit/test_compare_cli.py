@@ -1,0 +1,209 @@
+"""Promises of scripts/compare.py: two checkpoints and records in, a report with controls out; every step on its own."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from hacl.evaluation.runner.source import ModelSource
+from scripts.compare import main
+from tests.tiny import write_tiny_records
+
+PROMPT = ["--prompt", "describe the picture", "--template", "chat", "--device", "cpu", "--quiet"]
+SMALL = ["-k", "3", "--words", "neutral", "--splits", "2", "--bootstrap", "20", "--controls", "5", "--min-size", "2"]
+BEHAVIOUR = ["--behaviour-concepts", "2", "--alphas", "0.5", "1", "--rank", "2", "--max-new-tokens", "6",
+             "--random-controls", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, tiny_llava):
+    """The same model without and with a constant vector added to the output of its first block, and records."""
+    from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
+
+    root = tmp_path_factory.mktemp("pair")
+    plain = AutoModelForImageTextToText.from_pretrained(tiny_llava)
+    plain.config.text_config.mlp_bias = True
+    model = LlavaForConditionalGeneration(plain.config)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            value.copy_(plain.state_dict()[name]) if name in plain.state_dict() else value.zero_()
+    bias = next(value for name, value in model.named_parameters() if name.endswith("layers.0.mlp.down_proj.bias"))
+    for name, scale in (("original", 0.0), ("tuned", 0.5)):
+        with torch.no_grad():
+            bias.copy_(scale * torch.randn(bias.shape, generator=torch.Generator().manual_seed(1)))
+        shutil.copytree(tiny_llava, root / name)
+        model.save_pretrained(root / name)
+    path = write_tiny_records(root, 24)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    shapes = ({"square": 1}, {"circle": 1})
+    path.write_text("".join(json.dumps(row | {"objects": shapes[n % 2]}) + "\n" for n, row in enumerate(rows)))
+    (root / "vocabulary.json").write_text('{"square": "square", "circle": "circle"}')
+    return root
+
+
+def compare(pair, out, *more, command=(), tuned="tuned"):
+    models = ["--original", str(pair / "original"), "--tuned", str(pair / tuned)]
+    data = ["--records", str(pair / "records.jsonl"), "--image-root", str(pair)]
+    return main([*command, *models, *data, "--out", str(out), *PROMPT, *more])
+
+
+@pytest.fixture(scope="module")
+def report(pair, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    objects = ["--vocabulary", str(pair / "vocabulary.json"), "--pope-images", "4", "--gate"]
+    outside = ["--outside", str(pair / "records.jsonl"), "--measure", "chosen"]
+    assert compare(pair, out, "--layers", "0", "1", "final_norm", *SMALL, *BEHAVIOUR, *objects, *outside) == 0
+    return out
+
+
+def read(path):
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in {path}"))
+
+
+def test_a_planted_shift_is_found_and_gives_the_whole_behaviour_back(report):
+    found = read(report / "layers/layer_0.mean_generated/analysis.json")
+    overall = found["shifts"]["overall"]
+    assert overall["consistency"] == pytest.approx(1, abs=1e-4) and overall["explained"] == pytest.approx(1, abs=1e-4)
+    assert {row["control"] for row in found["recovery"]["controls"]} >= {"global", "random", "permuted", "in_sample"}
+    behaviour = read(report / "behaviour.json")
+    variants = {row["name"]: row for row in behaviour["variants"]}
+    assert variants["global"]["share"] == pytest.approx(1, abs=1e-3) and variants["global"]["layers"] == "0"
+    assert variants["global"]["alpha"] == 1 and not behaviour["gate_failures"]
+    assert all(row["share"] < 0.9 for name, row in variants.items() if name.startswith("control/"))
+    asked = {row["measure"] for row in behaviour["measures"]}
+    assert {"CHAIR_i", "pope_random_f1", "margin_accuracy", "agreement_token_f1"} <= asked
+
+
+def test_images_are_fitted_on_chosen_on_or_confirmed_on_never_two_of_them(report):
+    meta = read(report / "behaviour.json")["meta"]
+    sizes = meta["fitted_on"], meta["validation"]["images"], meta["test"]["images"]
+    assert sizes == (12, 6, 6)
+
+
+def test_the_page_is_self_contained_and_shows_words_controls_and_replies(report):
+    page = (report / "report.html").read_text()
+    for text in (
+        "one shift for all",
+        "in-sample (tautology)",
+        "control/random_0",
+        "recovered",
+        "data:image/png;base64",
+    ):
+        assert text in page
+    assert "http" not in page.replace("http-equiv", "")
+    for table in ("layers/layer_0.mean_generated/analysis_shift_map", "behaviour_curve", "summary_layers"):
+        assert (report / f"{table}.csv").read_text().count("\n") > 1
+
+
+def test_what_is_finished_is_not_computed_again(pair, report, monkeypatch, capsys):
+    def refuse(*_):
+        raise AssertionError("nothing is to be computed")
+
+    monkeypatch.setattr("hacl.compare.comparison.analyse", refuse)
+    monkeypatch.setattr("hacl.compare.recover_behaviour.fit_methods", refuse)
+    objects = ["--vocabulary", str(pair / "vocabulary.json"), "--pope-images", "4"]
+    outside = ["--outside", str(pair / "records.jsonl"), "--measure", "chosen"]
+    assert compare(pair, report, "--layers", "0", "1", "final_norm", *SMALL, *BEHAVIOUR, *objects, *outside) == 0
+    with pytest.raises(AssertionError, match="nothing is to be computed"):
+        compare(pair, report, "--layers", "0", "1", "final_norm", *SMALL, "--seed", "1", "--no-behaviour")
+
+
+def test_steerers_that_were_fitted_load_for_the_original_and_no_other_model(pair, report):
+    from hacl.steering import ArtefactError, load_steerer
+
+    names = {path.name for path in (report / "steerers").iterdir()}
+    assert {"global", "concept_soft", "lowrank", "global_sequential"} <= names
+    steerer = load_steerer(report / "steerers/global", model=pair / "original")
+    assert set(steerer.layers) == {0, 1}
+    with pytest.raises(ArtefactError, match="was made for"):
+        load_steerer(report / "steerers/global", model=pair / "tuned")
+
+
+def test_the_steps_one_by_one_give_the_figures_of_the_whole(pair, report, tmp_path, capsys):
+    data = ["--records", str(pair / "records.jsonl"), "--image-root", str(pair), *PROMPT]
+    for name in ("original", "tuned"):
+        assert (
+            main(["capture", "--model", str(pair / name), *data, "--layers", "0", "--out", str(tmp_path / name)]) == 0
+        )
+    stores = ["--original", str(tmp_path / "original"), "--tuned", str(tmp_path / "tuned"), "--layer", "0"]
+    assert main(["recover", *stores, *SMALL, "--out", str(tmp_path / "layer")]) == 0
+    whole = read(report / "layers/layer_0.mean_generated/analysis.json")
+    alone = read(tmp_path / "layer/analysis.json")
+    assert alone["recovery"]["headline"] == whole["recovery"]["headline"]
+    assert main(["vectors", *stores, *SMALL[:2], "--out", str(tmp_path / "vectors")]) == 0
+    features = ["--features", str(tmp_path / "original"), "--layer", "0"]
+    assert main(["concepts", *features, *SMALL[:4], "--out", str(tmp_path / "concepts")]) == 0
+    capsys.readouterr()
+    paths = [tmp_path / "original", tmp_path / "vectors", tmp_path / "concepts", report / "steerers/global"]
+    assert main(["inspect", *map(str, paths)]) == 0
+    said = capsys.readouterr().out
+    for text in ("feature store, complete, 24 rows", "shift vectors", "kmeans, 3 concepts", "steering artefact"):
+        assert text in said
+
+
+def test_an_adapter_is_compared_with_its_base_from_one_load(pair, tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_pretrained(pair / "original")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(pair / "adapter")
+    loads = []
+    load = ModelSource.load
+    monkeypatch.setattr(ModelSource, "load", lambda self, **options: loads.append(self.kind) or load(self, **options))
+    assert compare(pair, tmp_path, "--layers", "0", *SMALL, "--no-behaviour", tuned="adapter") == 0
+    assert loads == ["folder"]
+    found = read(tmp_path / "layers/layer_0.mean_generated/analysis.json")
+    assert found["shifts"]["overall"]["magnitude"] > 1e-4
+
+
+def test_drift_follows_checkpoints_from_the_first(pair, tmp_path, capsys):
+    names = ["--checkpoint", f"start={pair / 'original'}", "--checkpoint", f"end={pair / 'tuned'}"]
+    data = ["--records", str(pair / "records.jsonl"), "--image-root", str(pair), "--prompt", "describe the picture"]
+    more = ["--layer", "0", "-k", "3", "--words", "neutral", "--device", "cpu", "--quiet", "--template", "chat"]
+    assert main(["drift", *names, *data, *more, "--out", str(tmp_path)]) == 0
+    first, last = read(tmp_path / "drift.json")["checkpoints"]
+    assert first["cosine"] == pytest.approx(1) and first["relative_magnitude"] == 0 < last["relative_magnitude"]
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    assert "Drift over checkpoints" in (tmp_path / "report.html").read_text()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(pair, tmp_path, capsys):
+    assert compare(pair, tmp_path / "none", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "24 of 24 images" in said and "fitted on 12 samples" in said and "0, 1, final_norm of 2 blocks" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_gives_options_that_the_command_line_overrules(pair, tmp_path, capsys):
+    config = tmp_path / "compare.yaml"
+    given = {"original": str(pair / "original"), "tuned": str(pair / "tuned"), "records": str(pair / "records.jsonl")}
+    given |= {"image_root": str(pair), "out": str(tmp_path / "out"), "layers": [0, "final_norm"], "limit": 20}
+    config.write_text(yaml.safe_dump(given))
+    assert main(["--config", str(config), "--limit", "16", "--dry-run", *PROMPT]) == 0
+    said = capsys.readouterr().out
+    assert "16 of 16 images" in said and "layers     0, final_norm of" in said
+    config.write_text(yaml.safe_dump(given | {"concept": 3}))
+    with pytest.raises(SystemExit):
+        main(["--config", str(config), "--dry-run"])
+    assert "did you mean 'concepts'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--layers", "7"], "layer 7: expected 0 to 1"),
+        (["--pope-images", "3"], "name them with --vocabulary"),
+        (["--vocabulary", "nouns"], "neither coco nor pocket nor a file"),
+        (["--limit", "6", "--no-behaviour", "-k", "4"], "use fewer concepts"),
+        (["--limit", "5"], "too few to fit, choose and confirm"),
+        (["--select", "word"], "selector 'word'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(pair, tmp_path, capsys, arguments, message):
+    small = [] if "-k" in arguments else ["-k", "2"]
+    assert compare(pair, tmp_path, *arguments, *small, *BEHAVIOUR, "--bootstrap", "5", "--controls", "2") == 2
+    assert message in capsys.readouterr().err
