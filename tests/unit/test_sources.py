@@ -6,7 +6,7 @@ import pytest
 
 from hacl.data.json_stream import iter_json_list, iter_json_members
 from hacl.data.parquet import write_parquet
-from hacl.data.records import RecordError, parse_record, write_records
+from hacl.data.records import RecordError, parse_record, read_records, write_records
 from hacl.data.sources import HubSource, Limited, open_source
 from hacl.data.stream import RecordStream
 from hacl.data.webdataset import write_shards
@@ -213,7 +213,8 @@ def test_json_is_read_piece_by_piece_as_a_whole_read_would(tmp_path, monkeypatch
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_samples_depend_on_their_number_alone(tmp_path, tiny_llava, workers, known):
-    """Three epochs in a row, two loaders that begin elsewhere, and single batches in any order."""
+    """Three epochs in a row, two loaders that begin elsewhere, and single batches in any order; captions are drawn per
+    epoch as from records in memory."""
     from torch.utils.data import DataLoader
 
     from hacl.config import load_config
@@ -223,21 +224,33 @@ def test_batches_of_samples_depend_on_their_number_alone(tmp_path, tiny_llava, w
     from tests.tiny import write_tiny_records
 
     path = write_tiny_records(tmp_path, 22)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["captions"] += [f"{row['captions'][0]} {word}" for word in ("there", "here")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_config(None, [f"model.path={tiny_llava}"])
     encoder = build_encoder(load_processor(config.model), config.data)
 
+    def samples_of(rows):
+        return TrainingDataset(rows, encoder, image_root=tmp_path, objective=config.objective, seed=0)
+
     def dataset():
-        samples = TrainingDataset([], encoder, image_root=tmp_path, objective=config.objective, seed=0)
+        samples = samples_of([])
         made = stream(open_source(str(path)))
         return StreamDataset(made, samples, made.batches_per_epoch() if known else None)
 
     def read(numbers):
         loader = DataLoader(dataset(), batch_sampler=[[n] for n in numbers], num_workers=workers, collate_fn=list)
-        return [[(s.record_id, tuple(s.pixels[0].shape)) for s in batch] for batch in loader]
+        return [[(s.record_id, tuple(s.caption_keys), tuple(s.pixels[0].shape)) for s in batch] for batch in loader]
 
     whole = read(range(15))
-    plain = stream(open_source(str(path)))
-    assert [[name for name, _ in batch] for batch in whole] == ids(plain) + ids(plain) + ids(plain)
+    plain, drawn, memory = stream(open_source(str(path))), set(), samples_of(read_records(path))
+    assert [[name for name, *_ in batch] for batch in whole] == ids(plain) + ids(plain) + ids(plain)
+    for epoch in range(3):
+        memory.set_epoch(epoch)
+        drawn |= {(epoch, sample.record_id, tuple(sample.caption_keys)) for sample in memory}
+    seen = {(number // 5, name, keys) for number, batch in enumerate(whole) for name, keys, _ in batch}
+    assert seen <= drawn and len({(name, keys) for _, name, keys in seen}) > 22
     assert read(range(4, 9)) == whole[4:9] and read(range(11, 15)) == whole[11:]
     assert read([13, 2, 3, 0, 14]) == [whole[n] for n in (13, 2, 3, 0, 14)]
 
