@@ -21,7 +21,7 @@ from hacl.pocket.build import caption_record
 from hacl.pocket.language import all_words
 from hacl.pocket.reading import read_caption
 from hacl.pocket.scenes import Scene, sample_scene
-from hacl.pocket.world import COLOURS, KINDS, NUMBERS, PAIRS
+from hacl.pocket.world import COLOURS, KINDS, NUMBERS, PAIRS, PARTNER
 
 QUALITIES = ("random", "naive", "lexical", "scene")
 
@@ -146,16 +146,19 @@ def audit_negatives(records: Sequence[Record]) -> dict[str, float | int]:
     """What the scenes say of the negatives, as counts and shares.
 
     captions; negatives; with: share of captions that have one; true: share that the scene makes true; slips: share
-    whose text is not what this world would write (article or number).
+    whose text is not what this world would write (article or number); partners: share that name an absent partner of
+    something in the scene, which is what the prior of such a model invents.
     """
     counts: Counter[str] = Counter()
     for record in records:
         counts["captions"] += len(record.captions)
         counts["with"] += len({item.of for item in record.hallucinated})
         for item in record.hallucinated:
-            read = read_caption(item.text)
+            read, scene = read_caption(item.text), _scene(record)
+            named = {mention.kind for mention in read.mentions} if read else set()
             counts["negatives"] += 1
-            counts["true"] += read is not None and read.true_of(_scene(record))
+            counts["true"] += read is not None and read.true_of(scene)
+            counts["partners"] += any(PARTNER[kind] in scene.counts for kind in named - scene.counts.keys())
             counts["slips"] += read is None or read.render() != item.text
     made = max(1, counts["negatives"])
     return {
@@ -164,4 +167,5 @@ def audit_negatives(records: Sequence[Record]) -> dict[str, float | int]:
         "with": counts["with"] / max(1, counts["captions"]),
         "true": counts["true"] / made,
         "slips": counts["slips"] / made,
+        "partners": counts["partners"] / made,
     }

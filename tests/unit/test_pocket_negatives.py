@@ -95,6 +95,7 @@ def test_the_checked_generators_say_nothing_true_and_the_naive_swap_does():
     }
     assert audits["scene"]["true"] == audits["lexical"]["true"] == audits["scene"]["slips"] == 0
     assert audits["naive"]["true"] > 0
+    assert audits["scene"]["partners"] > 4 * max(audits["lexical"]["partners"], audits["naive"]["partners"])
     assert all(audit["with"] > 0.97 and audit["captions"] == 120 for audit in audits.values())
 
 
