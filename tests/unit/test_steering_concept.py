@@ -108,6 +108,29 @@ def test_a_frozen_concept_is_that_of_the_unsteered_last_prompt_state(model, tabl
         torch.testing.assert_close(logits[row], reference[1], atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("assign", ("state", "last_prompt"))
+@pytest.mark.parametrize("cached", (True, False))
+def test_beams_of_a_batch_are_the_beams_of_each_sample(model, tables, assign, cached):
+    settings = {"num_beams": 3, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "use_cache": cached}
+    settings["suppress_tokens"] = [model.config.image_token_id]  # a stock model asks for its features without a cache
+    method = ConceptSteerer(*tables, assign=assign)
+    with steering(model, method, policy="last-2"):
+        found = model.generate(**prompts(model).batch(), **settings)[:, -4:]
+        for row in range(3):
+            assert torch.equal(found[row], model.generate(**prompts(model).batch([row]), **settings)[0, -4:])
+
+
+@pytest.mark.parametrize("policy", ("all", "prompt", "generated", "last-1", "text"))
+def test_sampling_under_a_seed_is_the_same_with_and_without_cache(model, tables, states, policy):
+    for method in (ConceptSteerer(*tables), low_rank(states, rank=4)):
+        found = []
+        for cached in (True, False):
+            torch.manual_seed(3)
+            with steering(model, method, policy=policy):
+                found.append(generate(model, prompts(model).batch(), do_sample=True, use_cache=cached)[0])
+        assert torch.equal(*found)
+
+
 def block_output(model, inputs, layer):
     found = []
     handle = find_adapter(model).blocks[layer].register_forward_hook(lambda m, a, o: found.append(o))
