@@ -23,8 +23,8 @@ def split_groups(
 ) -> dict[str, np.ndarray]:
     """{"train", "validation", "test"}: sorted row indices. The same rows in another order are split alike.
 
-    A group belongs to the stratum of the behaviours its rows have. Groups of a stratum are visited in an order drawn
-    from the seed and their names; each goes where most of its share is still missing, in the stratum and over all.
+    A group belongs to the stratum of the behaviours its rows have. Strata are visited one after the other, their groups
+    in an order drawn from the seed and their names; each goes where most is missing of that side's share.
 
     Raises:
         ValueError: lengths that differ, shares that do not sum to 1, or a split with a share but without a row.
@@ -42,12 +42,10 @@ def split_groups(
     shares, total = np.asarray(fractions, dtype=float), np.zeros(3)
     sides: tuple[list[int], ...] = ([], [], [])
     for stratum in sorted(strata):
-        inside = np.zeros(3)
         for group in sorted(strata[stratum], key=lambda name: _order(seed, name)):
             count = len(rows[group])
-            missing = shares * (inside.sum() + count) - inside + shares * (total.sum() + count) - total
+            missing = shares * (total.sum() + count) - total
             side = int(np.argmax(np.where(shares > 0, missing, -np.inf)))
-            inside[side] += count
             total[side] += count
             sides[side].extend(rows[group])
     empty = [name for name, share, side in zip(SPLITS, shares, sides, strict=True) if share > 0 and not side]
