@@ -14,11 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from hacl.compare.concept_recovery import ConceptReport, concept_recovery
-from hacl.compare.linear_maps import map_rows
+from hacl.compare.concept_recovery import ConceptReport
 from hacl.compare.paired_features import PairedFeatures
 from hacl.compare.plain import Row, plain, write_tables
-from hacl.compare.shift_vectors import ShiftVectors, shift_vectors
+from hacl.compare.shift_vectors import ShiftVectors
+from hacl.compare.steps import (
+    concept_stability,
+    fit_concepts,
+    map_kinds,
+    measure_shift,
+    recover_concepts,
+    shift_map,
+    shift_words,
+)
 from hacl.representations.dictionaries import Dictionary
 from hacl.representations.grounding import (
     WordRule,
@@ -29,8 +37,8 @@ from hacl.representations.grounding import (
     overlap,
 )
 from hacl.representations.matching import cosines, match_concepts
-from hacl.representations.row_algebra import singular_vectors
-from hacl.representations.stability import partition_agreement, stability
+from hacl.representations.readout import Readout
+from hacl.representations.stability import partition_agreement
 
 WORDS = ("english", "neutral", "none")
 MAP_POINTS = 500  # samples drawn in the map of shifts
@@ -114,39 +122,39 @@ def analyse(pairs: PairedFeatures, settings: AnalysisSettings | None = None) -> 
     """
     settings = settings or AnalysisSettings()
     K, seed = settings.concepts, settings.seed
-    state_mode, shift_mode = norm_modes(pairs.layer)
     rule = settings.rule()
     readout = pairs.readout if rule is not None else None
-    made = pairs.provenance
-    original = Dictionary.fit(pairs.a_ND, K, settings.method, seed, provenance=made | {"model": made["original"]})
-    tuned = Dictionary.fit(pairs.b_ND, K, settings.method, seed, provenance=made | {"model": made["tuned"]})
-    assigned_N = original.assign(pairs.a_ND)
-    shifts = shift_vectors(
-        pairs.a_ND, pairs.b_ND, assigned_N, K,
-        aggregate=settings.aggregate, min_size=settings.min_size, groups=pairs.groups,
-        bootstrap=settings.bootstrap, seed=seed, provenance=made,
-    )  # fmt: skip
-    recovery = concept_recovery(
-        pairs.a_ND, pairs.b_ND, pairs.groups, K,
-        method=settings.method, holdout=settings.holdout, splits=settings.splits, seed=seed,
-        controls=settings.controls, bootstrap=settings.bootstrap, aggregate=settings.aggregate,
-        min_size=settings.min_size, match=settings.match, match_centred=settings.match_centred,
-        words=readout, word_rule=rule, norm_mode=state_mode, mas=settings.mas, parity=settings.parity,
-        provenance=made,
+    fitting = {"method": settings.method, "seed": seed}
+    original = fit_concepts(pairs, K, **fitting)
+    tuned = fit_concepts(pairs, K, side="tuned", **fitting)
+    shifts = measure_shift(
+        pairs,
+        original,
+        aggregate=settings.aggregate,
+        min_size=settings.min_size,
+        bootstrap=settings.bootstrap,
+        seed=seed,
+    )
+    recovery = recover_concepts(
+        pairs, K, **fitting,
+        holdout=settings.holdout, splits=settings.splits, controls=settings.controls, bootstrap=settings.bootstrap,
+        aggregate=settings.aggregate, min_size=settings.min_size, match=settings.match,
+        match_centred=settings.match_centred, words=readout, word_rule=rule, mas=settings.mas, parity=settings.parity,
     )  # fmt: skip
     seeds = range(seed, seed + max(2, settings.stability_seeds))
+    assigned_N = original.assign(pairs.a_ND)
     figures = {
         "layer": pairs.layer, "selector": pairs.selector, "rows": len(pairs.rows),
         "images": len(set(pairs.groups.tolist())), "dropped": [pairs.dropped_a, pairs.dropped_b],
         "settings": asdict(settings),
         "agreement": partition_agreement(assigned_N, tuned.assign(pairs.b_ND)),
-        "stability": stability(pairs.a_ND, K, settings.method, list(seeds)).to_json(),
-        "linear_maps": map_rows(pairs.a_ND, pairs.b_ND, pairs.groups, K, rank=settings.rank, seed=seed),
-        "shift_map": shift_map(pairs, assigned_N, seed),
+        "stability": concept_stability(pairs, K, seeds=list(seeds), method=settings.method).to_json(),
+        "linear_maps": map_kinds(pairs, K, rank=settings.rank, seed=seed),
+        "shift_map": shift_map(pairs, shifts, original, limit=MAP_POINTS, seed=seed),
         "shift_cosines": _cosine_rows(shifts),
-        "words": shifts.words(readout, rule, norm_mode=shift_mode) if readout is not None else [],
+        "words": shift_words(pairs, shifts, rule) if rule is not None else [],
     }  # fmt: skip
-    evolution = evolve(original, tuned, pairs, readout, rule, state_mode, settings)
+    evolution = evolve(original, tuned, pairs, readout, rule, settings)
     figures["dictionary_overlap"] = {
         side: dictionary_overlap([row[f"words_{side}"] for row in evolution]) for side in ("original", "tuned")
     }
@@ -154,7 +162,12 @@ def analyse(pairs: PairedFeatures, settings: AnalysisSettings | None = None) -> 
 
 
 def evolve(
-    original: Dictionary, tuned: Dictionary, pairs: PairedFeatures, readout, rule, norm_mode: str, settings
+    original: Dictionary,
+    tuned: Dictionary,
+    pairs: PairedFeatures,
+    readout: Readout | None,
+    rule: WordRule | None,
+    settings: AnalysisSettings,
 ) -> list[Row]:
     """What became of each concept of the original: its nearest and its assigned partner, words, images, T-Overlap.
 
@@ -165,7 +178,8 @@ def evolve(
     assigned = match_concepts(original.concepts_KD, tuned.concepts_KD)
     words = [[] for _ in original.concepts_KD], [[] for _ in tuned.concepts_KD]
     if readout is not None:
-        words = tuple(ground_words(d.concepts_KD, readout, rule, norm_mode=norm_mode) for d in (original, tuned))
+        mode, _ = norm_modes(pairs.layer)
+        words = tuple(ground_words(d.concepts_KD, readout, rule, norm_mode=mode) for d in (original, tuned))
     groups = pairs.groups.tolist()
     images = [
         [[groups[row] for row in rows] for rows in most_activating(d.activations(states_ND), settings.mas, groups)]
@@ -183,29 +197,6 @@ def evolve(
         row |= {"images_original": images[0][k][:EXAMPLES], "images_tuned": seen[:EXAMPLES]}
         rows.append(row)
     return plain(rows)
-
-
-def shift_map(pairs: PairedFeatures, assigned_N: np.ndarray, seed: int, points: int = MAP_POINTS) -> list[Row]:
-    """Up to `points` samples' shifts in the two strongest directions of all shifts (not centred: 0 is "unmoved")."""
-    delta_ND = pairs.b_ND.astype(np.float64) - pairs.a_ND
-    if not delta_ND.any():
-        return []
-    _, basis_2D = singular_vectors(delta_ND, min(2, *delta_ND.shape), seed)
-    chosen = np.arange(len(delta_ND))
-    if len(chosen) > points:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(delta_ND), points, replace=False))
-    placed = delta_ND[chosen] @ basis_2D.T
-    return plain(
-        [
-            {
-                "sample": pairs.rows[n].sample,
-                "concept": int(assigned_N[n]),
-                "x": xy[0],
-                "y": xy[1] if len(xy) > 1 else 0,
-            }
-            for n, xy in zip(chosen.tolist(), placed, strict=True)
-        ]
-    )
 
 
 def _cosine_rows(shifts: ShiftVectors) -> list[Row]:

@@ -24,6 +24,7 @@ over A (one load serves both). What OUT holds already is not computed again. Eac
   vectors      shift vectors between two feature stores
   recover      concept-level recovery with its controls, between two feature stores
   behaviour    fit interventions and measure how much behaviour they recover
+  difference   steer by the difference of two sets of samples, with targetedness
   drift        concepts over the checkpoints of one run
   report       write the page again from the files in OUT
   import-xlvlms  a feature file of XL-VLMs -> feature store
@@ -81,6 +82,8 @@ def _from_file(parser: argparse.ArgumentParser, path: Path) -> None:
             parser.error(f"--config {path}: {key}={value!r}; choose from {', '.join(map(str, action.choices))}")
         values[name] = items if listed else items[0]
         action.required = False
+    for group in parser._mutually_exclusive_groups:
+        group.required &= not any(action.dest in values for action in group._group_actions)
     parser.set_defaults(**values)
 
 
@@ -241,6 +244,28 @@ def _features(parser: argparse.ArgumentParser) -> None:
     _place(parser)
 
 
+def _difference(parser: argparse.ArgumentParser) -> None:
+    sets = parser.add_mutually_exclusive_group(required=True)
+    sets.add_argument("--style", help="captions with the words of a style against captions without: colour, place, "
+        "sentiment, positive, negative, gender_neutral")  # fmt: skip
+    sets.add_argument("--answer", nargs=2, metavar=("FROM", "TO"), help="samples answered FROM, samples answered TO")
+    sets.add_argument("--answer-type", nargs=2, metavar=("FROM", "TO"), help="two of yes/no, number, other")
+    add = parser.add_argument_group("vectors").add_argument
+    add("--layer", type=int, required=True, help="block to read and to steer at")
+    add("--alphas", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="strengths (default: 0.5 1 2)")
+    add("-k", "--concepts", type=int, default=5, help="of each side, for fine vectors (default: %(default)s)")
+    add(
+        "--select-by", choices=("words", "effect"), default="words", help="how fine vectors are chosen (default: words)"
+    )
+    add("--policy", default="all", help="positions that are steered (default: %(default)s)")
+    add("--fit-share", type=float, default=0.5, help="share of images that vectors are made of (default: %(default)s)")
+    add("--outside", help="records outside the domain: replies to them should not change")
+    add("--outside-root", help="their image folder (default: --image-root)")
+    add("--batch-size", type=int, default=16, help="default: %(default)s")
+    add("--max-new-tokens", type=int, default=32, help="default: %(default)s")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+
+
 def _checkpoints(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", action="append", required=True, metavar="[NAME=]PATH",
@@ -282,6 +307,10 @@ COMMANDS: dict[str, tuple[str, tuple]] = {
     "behaviour": (
         "fit interventions on the original and measure how much of the tuned behaviour they recover",
         (_two_models, _data, _capture, _answer, _concepts, _behaviour, _out),
+    ),
+    "difference": (
+        "steer one model by the difference of two sets of samples, and measure how targeted that is",
+        (_one_model, _data, _difference, _out),
     ),
     "drift": ("concepts over the checkpoints of one run", (_checkpoints, _concepts, _out)),
     "report": ("write report.html again from the files of a comparison", (_made,)),

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hacl.compare.analysis import AnalysisSettings, analyse
-from hacl.compare.comparison import Comparison, ComparisonSettings, drift_of_runs, read_text
+from hacl.compare.comparison import Comparison, ComparisonSettings, read_text
 from hacl.compare.paired_features import load_pairs
 from hacl.compare.plain import plain, write_tables
-from hacl.compare.shift_vectors import shift_vectors
+from hacl.compare.steps import drift_of_stores, fit_concepts, ground_concepts, measure_shift, shift_words
 from hacl.representations import FeatureStore
 from hacl.representations.dictionaries import Dictionary
-from hacl.representations.grounding import ground_words, most_activating, norm_modes
 from hacl.representations.manifest import write_json
 
 POPE_SPLITS = ("random", "popular", "adversarial")
@@ -34,7 +34,7 @@ def execute(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
         return _compare(options, vocabularies)
     commands: dict[str, Callable[[argparse.Namespace], None]] = {
         "capture": _capture, "inspect": _inspect, "concepts": _concepts, "vectors": _vectors, "recover": _recover,
-        "drift": _drift, "report": _report, "import-xlvlms": _import,
+        "difference": _difference, "drift": _drift, "report": _report, "import-xlvlms": _import,
     }  # fmt: skip
     commands[options.command](options)
     return 0
@@ -233,28 +233,18 @@ def inspect_text(path: Path) -> str:
 
 
 def _concepts(options: argparse.Namespace) -> None:
-    store = FeatureStore(options.features)
-    names = sorted({row.selector for row in store.rows})
-    selector = options.selector or (names[0] if len(names) == 1 else None)
-    if selector not in names:
-        raise ValueError(f"--selector {selector}: {options.features} holds {', '.join(names)}; choose one")
-    rows = [row for row in store.rows if row.selector == selector]
-    states_ND = store.read(options.layer, [row.row for row in rows])
-    made = {"model": store.manifest["model"]["fingerprint"], "layer": str(options.layer), "selector": selector}
-    found = Dictionary.fit(states_ND, options.concepts, options.method, options.seed, provenance=made)
-    found.save(options.out)
+    pairs = load_pairs(options.features, options.features, layer=options.layer, selector=options.selector)
     rule = _analysis(options).rule()
-    names = [row.image_id for row in rows]
-    top = most_activating(found.activations(states_ND), 5, names)
-    words: list[list[str]] = [[] for _ in top]
-    if rule is not None:
-        words = ground_words(found.concepts_KD, store.readout(), rule, norm_mode=norm_modes(str(options.layer))[0])
-    table = [
-        {"concept": k, "words": words[k], "images": [names[row] for row in top[k]]} for k in range(options.concepts)
-    ]
-    write_tables(options.out, "grounding", {"concepts": table}, {"concepts": table})
-    for row in table:
-        print(f"{row['concept']:4d}  {' '.join(row['words']) or '(no words)':60s}  {' '.join(row['images'])}")
+    if rule is None:
+        pairs = replace(pairs, readout=None)
+    found = fit_concepts(pairs, options.concepts, method=options.method, seed=options.seed)
+    found.save(options.out)
+    grounded = ground_concepts(pairs, found, rule=rule)
+    write_tables(options.out, "grounding", grounded.to_json(), grounded.tables())
+    for row in grounded.rows:
+        print(
+            f"{row['concept']:4d}  n {row['n']:<6d}{' '.join(row['words'] or ['-']):60s}  {' '.join(row['top_images'])}"
+        )
 
 
 def _vectors(options: argparse.Namespace) -> None:
@@ -262,15 +252,15 @@ def _vectors(options: argparse.Namespace) -> None:
         options.original, options.tuned, layer=options.layer, selector=options.selector, force=options.force
     )
     settings = _analysis(options)
-    learnt = Dictionary.fit(pairs.a_ND, settings.concepts, settings.method, settings.seed, provenance=pairs.provenance)
-    found = shift_vectors(
-        pairs.a_ND, pairs.b_ND, learnt.assign(pairs.a_ND), settings.concepts, aggregate=settings.aggregate,
-        min_size=settings.min_size, groups=pairs.groups, bootstrap=settings.bootstrap, seed=settings.seed,
-        provenance=pairs.provenance,
+    learnt = fit_concepts(pairs, settings.concepts, method=settings.method, seed=settings.seed)
+    found = measure_shift(
+        pairs, learnt, aggregate=settings.aggregate, min_size=settings.min_size, bootstrap=settings.bootstrap,
+        seed=settings.seed,
     )  # fmt: skip
     learnt.save(Path(options.out) / "concepts_original")
     found.save(options.out)
-    write_tables(options.out, "shift_vectors", found.to_json(), found.tables())
+    words = shift_words(pairs, found, settings.rule()) if settings.words != "none" else []
+    write_tables(options.out, "shift_vectors", found.to_json(), found.tables() | {"words": words})
     print(inspect_text(Path(options.out)))
 
 
@@ -285,6 +275,40 @@ def _recover(options: argparse.Namespace) -> None:
     print(found.recovery.verdict())
 
 
+def _difference(options: argparse.Namespace) -> None:
+    from hacl.compare.behaviour import split_samples
+    from hacl.compare.difference_run import steer_by_difference
+    from hacl.compare.difference_sets import by_answer, by_answer_type, by_style
+    from hacl.data.records import read_records
+    from hacl.evaluation.runner.source import find_model
+    from hacl.representations import samples_from_records
+
+    source = find_model(options.model, base=options.base)
+    device, dtype = _where(options)
+    prompt = options.prompt if options.prompt is not None else source.prompt or ""
+    records = read_records(options.records, limit=options.limit)
+    samples = samples_from_records(records, options.image_root, prompt=prompt, captions=options.captions)
+    made_of, measured = split_samples(samples, options.fit_share, options.seed)
+    if options.style:
+        sets = by_style(made_of, options.style)
+    else:
+        sets = (by_answer if options.answer else by_answer_type)(made_of, *(options.answer or options.answer_type))
+    outside = []
+    if options.outside:
+        root = options.outside_root or options.image_root
+        outside = samples_from_records(read_records(options.outside), root, prompt=prompt)
+    found = steer_by_difference(
+        source.load(dtype=dtype, device=device), source.processor(), sets, measured,
+        layer=options.layer, folder=Path(options.out) / "features", alphas=options.alphas, outside=outside,
+        concepts=options.concepts, select=options.select_by, policy=options.policy,
+        template=options.template or source.template or "plain", max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size, seed=options.seed, progress=not options.quiet,
+    )  # fmt: skip
+    path = found.write(options.out)
+    print(found.to_markdown())
+    print(f"written: {path}")
+
+
 def _drift(options: argparse.Namespace) -> None:
     from hacl.representations.manifest import SCHEMA
 
@@ -297,9 +321,10 @@ def _drift(options: argparse.Namespace) -> None:
         if not (manifest.is_file() and json.loads(read_text(manifest)).get("schema") == SCHEMA):
             folder = _captured(options, folder, names[-1])
         stores.append(folder)
-    found = drift_of_runs(
-        names, stores, layer=options.layer, selector=options.selector, concepts=options.concepts, seed=options.seed
-    )
+    found = drift_of_stores(
+        stores, options.concepts, layer=options.layer, selector=options.selector, names=names,
+        method=options.method, seed=options.seed,
+    )  # fmt: skip
     path = write_tables(options.out, "drift", found.to_json(), found.tables())
     for row in found.rows:
         print(f"{row['checkpoint']:24s} cosine {row['cosine']:.4f}  relative shift {row['relative_magnitude']:.4f}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -264,40 +264,3 @@ def finished(path: Path, key: str) -> dict[str, Any] | None:
 
 def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
-
-
-def drift_of_runs(
-    names: Sequence[str],
-    stores: Sequence[Path | str],
-    *,
-    layer: int | str,
-    selector: str | None,
-    concepts: int,
-    seed: int,
-):
-    """Drift over feature stores of one run's checkpoints, the first being the reference; see `drift`."""
-    import numpy as np
-
-    from hacl.compare.drift import drift
-
-    first = None
-    states, groups = [], None
-    for store in stores[1:]:
-        pairs = load_pairs(stores[0], store, layer=layer, selector=selector)
-        keys = [(row.sample, row.key) for row in pairs.rows]
-        if first is None:
-            first, groups = keys, pairs.groups
-            states.append(pairs.a_ND)
-        if keys != first:
-            raise ValueError(f"{store}: other rows than {stores[1]}; capture every checkpoint on the same samples")
-        states.append(pairs.b_ND)
-    if groups is None:
-        raise ValueError("drift needs at least two stores: the first is the reference")
-    return drift(states, names, np.asarray(groups), concepts, seed=seed, words=_readout(stores[0]))
-
-
-def _readout(store: Path | str):
-    try:
-        return FeatureStore(store).readout()
-    except FileNotFoundError:
-        return None

@@ -150,11 +150,17 @@ def recover_concepts(features: PairedFeatures, K: int, **options: Any) -> Concep
 
 
 def drift_of_stores(
-    folders: Sequence[Path | str], K: int, *, layer: int | str, selector: str | None = None, **options: Any
+    folders: Sequence[Path | str],
+    K: int,
+    *,
+    layer: int | str,
+    selector: str | None = None,
+    names: Sequence[str] | None = None,
+    **options: Any,
 ) -> Drift:
     """Drift over the captures of several checkpoints; the first folder is what the others are compared with.
 
-    Only rows that all of them have are compared.
+    Only rows that all of them have are compared. names: of the checkpoints; by default those of the folders.
 
     Raises:
         ValueError: fewer than two stores, stores that do not belong together, or no common row.
@@ -169,7 +175,7 @@ def drift_of_stores(
     kept = [np.array([key in common for key in one]) for one in keys]
     states = [loaded[0].a_ND[kept[0]], *(features.b_ND[rows] for features, rows in zip(loaded, kept, strict=True))]
     fitting = {"words": loaded[0].readout, "norm_mode": norm_modes(loaded[0].layer)[0]}
-    names = [Path(folder).name for folder in folders]
+    names = names or [Path(folder).name for folder in folders]
     return drift(states, names, loaded[0].groups[kept[0]], K, **{**fitting, **options})
 
 

@@ -88,7 +88,7 @@ def test_the_page_is_self_contained_and_shows_words_controls_and_replies(report)
         "one shift for all",
         "in-sample (tautology)",
         "control/random_0",
-        "recovered",
+        "comes back without training",
         "data:image/png;base64",
     ):
         assert text in page
@@ -158,6 +158,20 @@ def test_an_adapter_is_compared_with_its_base_from_one_load(pair, tmp_path, monk
     assert loads == ["folder"]
     found = read(tmp_path / "layers/layer_0.mean_generated/analysis.json")
     assert found["shifts"]["overall"]["magnitude"] > 1e-4
+
+
+def test_a_style_is_steered_towards_and_its_targetedness_reported(pair, tmp_path, capsys):
+    rows = [json.loads(line) for line in (pair / "records.jsonl").read_text().splitlines()]
+    for row in rows[::2]:
+        row["captions"] = ["a square on the left"]
+    (pair / "styles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--records", str(pair / "styles.jsonl"), "--image-root", str(pair), *PROMPT, "--max-new-tokens", "5"]
+    chosen = ["--model", str(pair / "original"), "--layer", "0", "-k", "2", "--alphas", "1"]
+    assert main(["difference", *chosen, *data, "--style", "colour", "--out", str(tmp_path)]) == 0
+    assert {row["steerer"] for row in read(tmp_path / "difference.json")["rows"]} >= {"coarse", "fine_source", "random"}
+    assert "target share" in capsys.readouterr().out
+    assert main(["difference", *chosen, *data, "--style", "loud", "--out", str(tmp_path)]) == 2
+    assert "style 'loud'" in capsys.readouterr().err
 
 
 def test_drift_follows_checkpoints_from_the_first(pair, tmp_path, capsys):
