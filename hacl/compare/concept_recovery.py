@@ -22,7 +22,7 @@ from hacl.compare.correlations import correlate
 from hacl.compare.headline import Pair, gain_columns, known_mean
 from hacl.compare.plain import Row, plain, write_tables
 from hacl.compare.recovery_split import Options, Split, make_split, recovery_draws, tuned_again
-from hacl.compare.resampling import numbered_groups, split_rows
+from hacl.compare.resampling import image_draws, numbered_groups, split_rows
 from hacl.compare.transfer import transfer
 from hacl.evaluation.statistics import Interval, format_interval
 from hacl.representations.dictionaries import Dictionary
@@ -143,12 +143,13 @@ def concept_recovery(
         ValueError: rows that do not pair, too few images or rows for a split, unknown options.
     """
     a_ND, b_ND = np.asarray(a_ND), np.asarray(b_ND)
-    _, images = numbered_groups(groups)
+    image_N, images = numbered_groups(groups)
     if len(a_ND) != len(b_ND) or len(groups) != len(a_ND) or splits < 1:
         raise ValueError(f"{len(a_ND)} and {len(b_ND)} rows, {len(groups)} image ids, {splits} splits; rows must pair")
     options = Options(method, aggregate, min_size, match, match_centred, low_margin, dict(dictionary or {}))
     draws = bootstrap if aggregate == "mean" else 0
-    found = [_one_split(a_ND, b_ND, groups, K, holdout, options, draws, seed + s) for s in range(splits)]
+    weight_RG = image_draws(images, draws, seed)
+    found = [_one_split(a_ND, b_ND, image_N, K, holdout, options, weight_RG, seed + s) for s in range(splits)]
     first = found[0]
     split, in_sample = first.split, first.in_sample
     rows = concept_rows(split, first.recovery[2], images, parity=parity)
@@ -195,18 +196,18 @@ class _Found:
     transfer: Pair
 
 
-def _one_split(a_ND, b_ND, groups, K, holdout, options: Options, draws: int, seed: int) -> _Found:
-    fit, held = split_rows(groups, holdout, seed)
+def _one_split(a_ND, b_ND, image_N, K, holdout, options: Options, weight_RG: np.ndarray, seed: int) -> _Found:
+    fit, held = split_rows(image_N, holdout, seed)
     if min(len(fit), len(held)) < K:
         raise ValueError(
             f"K={K} concepts of {len(fit)} and {len(held)} rows in a split; use fewer concepts or more rows"
         )
     learnt = Dictionary.fit(a_ND[fit], K, options.method, seed, **options.dictionary)
-    split = make_split(a_ND, b_ND, groups, K, fit, held, options, seed, learnt)
-    in_sample = make_split(a_ND, b_ND, groups, K, fit, fit, options, seed, learnt)
+    split = make_split(a_ND, b_ND, image_N, K, fit, held, options, seed, learnt)
+    in_sample = make_split(a_ND, b_ND, image_N, K, fit, fit, options, seed, learnt)
     recovered = (_own(split), split.recovery(split.shifts.global_D[None]))
-    recovered += recovery_draws(a_ND, b_ND, groups, split, draws, seed)
-    carried = transfer(a_ND, b_ND, groups, split, min_size=options.min_size, draws=draws, seed=seed)
+    recovered += recovery_draws(a_ND, b_ND, image_N, split, weight_RG)
+    carried = transfer(a_ND, b_ND, image_N, split, weight_RG, min_size=options.min_size)
     return _Found(seed, split, in_sample, recovered, carried)
 
 

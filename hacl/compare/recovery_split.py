@@ -3,7 +3,7 @@
 Concepts are means of hidden states over their samples for every dictionary method: centres of k-means are that already,
 and directions (PCA, NMF, ...) have no length that a shift could be added to.
 
-Shapes: N samples, D hidden size, K concepts, R draws.
+Shapes: N samples, D hidden size, K concepts of the original, J of the tuned model, G images, R draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from hacl.compare.resampling import image_draws, numbered_groups
 from hacl.compare.shift_vectors import ShiftVectors, shift_vectors
 from hacl.representations.dictionaries import Dictionary
 from hacl.representations.matching import LOW_MARGIN, Match, cosines, match_concepts
@@ -195,26 +194,26 @@ def _mean_noise(x_ND: np.ndarray, concept_N: np.ndarray, K: int) -> np.ndarray:
 
 
 def recovery_draws(
-    a_ND: np.ndarray, b_ND: np.ndarray, groups: Sequence[str] | np.ndarray, split: Split, draws: int, seed: int
+    a_ND: np.ndarray, b_ND: np.ndarray, image_N: np.ndarray, split: Split, weight_RG: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """R of each concept with its own and with the global shift when images are drawn again, each (R, K).
 
-    Images of both sides are drawn; which sample belongs to which concept, and which concepts match, stays. NaN where a
+    image_N: number of each row's image; weight_RG: how often each image is drawn, the same draws in every split, since
+    all splits see the same images. Which sample belongs to which concept, and which concepts match, stays. NaN where a
     concept lost all its samples or takes no part.
     """
-    image_N, _ = numbered_groups(groups)
-    fit_n, fit_images = numbered_groups(image_N[split.fit])
-    held_n, held_images = numbered_groups(image_N[split.held])
-    fit_RG, held_RG = image_draws(fit_images, draws, seed), image_draws(held_images, draws, seed + 1)
+    fit_n, held_n = image_N[split.fit], image_N[split.held]
     a_nD, b_nD = a_ND[split.fit], b_ND[split.fit]
-    everything_RD = drawn_means(b_nD, fit_n, fit_RG) - drawn_means(a_nD, fit_n, fit_RG)
-    own, common = (np.full((draws, len(split.status_K)), np.nan) for _ in range(2))
+    own, common = (np.full((len(weight_RG), len(split.status_K)), np.nan) for _ in range(2))
+    if not len(weight_RG):
+        return own, common
+    everything_RD = drawn_means(b_nD, fit_n, weight_RG) - drawn_means(a_nD, fit_n, weight_RG)
     for k in np.flatnonzero(split.ok_K):
         mine = split.concept_fit == k
         theirs = split.concept_held == split.matches[k].b
-        before_RD = drawn_means(a_nD[mine], fit_n[mine], fit_RG)
-        shifted_RD = drawn_means(b_nD[mine], fit_n[mine], fit_RG)
-        gap_RD = drawn_means(b_ND[split.held][theirs], held_n[theirs], held_RG) - before_RD
+        before_RD = drawn_means(a_nD[mine], fit_n[mine], weight_RG)
+        shifted_RD = drawn_means(b_nD[mine], fit_n[mine], weight_RG)
+        gap_RD = drawn_means(b_ND[split.held][theirs], held_n[theirs], weight_RG) - before_RD
         own[:, k] = recovery(gap_RD, shifted_RD - before_RD)
         common[:, k] = recovery(gap_RD, everything_RD)
     return own, common

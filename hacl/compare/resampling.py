@@ -14,7 +14,7 @@ from hacl.evaluation.statistics import Interval
 
 def numbered_groups(groups: Sequence[str] | np.ndarray) -> tuple[np.ndarray, int]:
     """(number of each row's image (N,), number of images); numbers follow the sorted names."""
-    names, number_N = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    names, number_N = np.unique(np.asarray(groups), return_inverse=True)
     return number_N, len(names)
 
 

@@ -13,7 +13,8 @@ from hacl.compare.concept_recovery import ConceptReport, concept_recovery
 from hacl.compare.concept_rows import alpha_rows, concept_rows, image_columns
 from hacl.compare.plain import csv_text
 from hacl.compare.recovery_split import Options, make_split, recovery, recovery_draws
-from hacl.compare.resampling import centred_interval, split_rows
+from hacl.compare.resampling import centred_interval, numbered_groups, split_rows
+from hacl.compare.transfer import transfer
 from tests.reference.planted_shift import Planted, planted_shift
 
 FAST = {"splits": 2, "bootstrap": 100, "mas": 20}
@@ -234,14 +235,18 @@ def test_recovery_by_hand():
     assert recovery(gap, shift) == pytest.approx([1.0, 0.75, -3.0, np.nan], nan_ok=True)
 
 
-def test_drawing_every_image_once_gives_the_estimate(monkeypatch):
+def test_drawing_every_image_once_gives_the_estimate():
     planted = planted_shift(0, rows_per_image=4)
+    image_N, images = numbered_groups(planted.groups)
     fit, held = split_rows(planted.groups, 0.5, 0)
     split = make_split(planted.a_ND, planted.b_ND, planted.groups, 6, fit, held, Options(), 0)
-    monkeypatch.setattr("hacl.compare.recovery_split.image_draws", lambda images, draws, seed: np.ones((draws, images)))
-    own, common = recovery_draws(planted.a_ND, planted.b_ND, planted.groups, split, 2, 0)
-    assert own == pytest.approx(np.tile(split.recovery(split.shifts.concepts_KD), (2, 1)), abs=1e-12)
-    assert common == pytest.approx(np.tile(split.recovery(split.shifts.global_D[None]), (2, 1)), abs=1e-12)
+    own_K, common_K = split.recovery(split.shifts.concepts_KD), split.recovery(split.shifts.global_D[None])
+    own, common = recovery_draws(planted.a_ND, planted.b_ND, image_N, split, np.ones((2, images)))
+    assert own == pytest.approx(np.tile(own_K, (2, 1)), abs=1e-12)
+    assert common == pytest.approx(np.tile(common_K, (2, 1)), abs=1e-12)
+    carried = transfer(planted.a_ND, planted.b_ND, image_N, split, np.ones((2, images)), min_size=5)
+    assert carried[2] == pytest.approx(np.tile(carried[0], (2, 1)), abs=1e-12)
+    assert carried[3] == pytest.approx(np.tile(carried[1], (2, 1)), abs=1e-12)
 
 
 def test_intervals_keep_the_spread_of_the_draws_and_stand_at_the_estimate():
