@@ -66,6 +66,9 @@ def test_the_null_is_the_best_there_is_and_is_named():
         for given, null in ((features, second), (features, None), (features.only(range(0, 60, 2)), None))
     ]
     assert kinds[0] == "second grounded answer" and "group" in kinds[1] and kinds[2].startswith("none")
+    same = features.grounded.copy()
+    same[:, 1::2] = same[:, ::2]  # two hallucinated captions of one caption: no second grounded answer
+    assert "none" in analyse_layers(dataclasses.replace(features, grounded=same), draws=50).settings["null"]
     rows = analyse_layers(features.only(range(0, 60, 2)), draws=50).rows
     assert rows[0]["null_cosine"] is None and rows[0]["excess_cosine_low"] is None and rows[3]["score"] > 0
 

@@ -61,37 +61,45 @@ def analyse_layers(
     if not 1 <= window <= len(features.layers):
         raise ValueError(f"window={window}: from 1 to the {len(features.layers)} layers there are")
     partner, kind = _null_partner(features, second_grounded)
-    grounded = features.grounded.astype(np.float64)
-    other = grounded if second_grounded is None else second_grounded.astype(np.float64)
-    delta = features.associative.astype(np.float64) - grounded
     rng = np.random.default_rng(seed)
     mismatch = groups.elsewhere(rng)
-    rows = []
-    for at, layer in enumerate(features.layers):
-        row = {"layer": layer, "depth": (at + 1) / len(features.layers)}
-        for distance in DISTANCES:
-            pair = pair_distances(features.associative[at].astype(np.float64), grounded[at], distance)
-            null = None if partner is None else pair_distances(other[at][partner], grounded[at], distance)
-            row |= groups.interval(distance, pair)
-            row |= groups.interval(f"null_{distance}", null) | groups.interval(
-                f"excess_{distance}", None if null is None else pair - null
-            )
-        row["mismatched_cosine"] = float(
-            pair_distances(features.associative[at].astype(np.float64), grounded[at][mismatch], "cosine").mean()
+    rows, means = [], []
+    for at, layer in enumerate(features.layers):  # one layer in fp64 at a time
+        grounded_ND, associative_ND = (
+            side[at].astype(np.float64) for side in (features.grounded, features.associative)
         )
-        row |= {"coherence": coherence(delta[at]), "coherence_null": _coherence_null(delta[at], groups, rng)}
-        row |= held_out_auc(features.associative[at], grounded[at], features.groups, draws=draws, seed=seed)
-        row["effective_rank"] = effective_rank(delta[at])
-        rows.append(row)
-    means_LD = delta.mean(axis=1)
-    for row, a_D, b_D in zip(rows, means_LD, means_LD[1:], strict=False):
-        row["next_cosine"] = float(a_D @ b_D / max(np.linalg.norm(a_D) * np.linalg.norm(b_D), TINY))
-    rows[-1]["next_cosine"] = None
-    for row in rows:
+        delta_ND = associative_ND - grounded_ND
+        row = {"layer": layer, "depth": (at + 1) / len(features.layers)}
+        other_ND = None
+        if partner is not None:
+            other_ND = (features.grounded if second_grounded is None else second_grounded)[at][partner]
+        row |= _distances(groups, associative_ND, grounded_ND, other_ND)
+        row["mismatched_cosine"] = float(pair_distances(associative_ND, grounded_ND[mismatch], "cosine").mean())
+        row |= {"coherence": coherence(delta_ND), "coherence_null": _coherence_null(delta_ND, groups, rng)}
+        row |= held_out_auc(associative_ND, grounded_ND, features.groups, draws=draws, seed=seed)
+        row |= {"effective_rank": effective_rank(delta_ND), "next_cosine": None}
         row["score"] = _score(row)
+        rows.append(row)
+        means.append(delta_ND.mean(axis=0))
+    for row, a_D, b_D in zip(rows, means, means[1:], strict=False):
+        row["next_cosine"] = float(a_D @ b_D / max(np.linalg.norm(a_D) * np.linalg.norm(b_D), TINY))
     settings = {"window": window, "draws": draws, "seed": seed, "pairs": len(features), "groups": len(groups.names)}
     settings |= {"null": kind, "provenance": dict(features.provenance)}
     return LayerAnalysis(rows, suggest_window([row["score"] for row in rows], features.layers, window), settings)
+
+
+def _distances(
+    groups: Groups, associative_ND: np.ndarray, grounded_ND: np.ndarray, other_ND: np.ndarray | None
+) -> dict[str, float | None]:
+    """Mean distances of the pairs, of two grounded states, and the excess, each with its interval."""
+    found: dict[str, float | None] = {}
+    for kind in DISTANCES:
+        pair_N = pair_distances(associative_ND, grounded_ND, kind)
+        null_N = None if other_ND is None else pair_distances(other_ND.astype(np.float64), grounded_ND, kind)
+        excess_N = None if null_N is None else pair_N - null_N
+        for name, values_N in ((kind, pair_N), (f"null_{kind}", null_N), (f"excess_{kind}", excess_N)):
+            found |= groups.interval(name, values_N)
+    return found
 
 
 def _score(row: dict) -> float:
@@ -194,11 +202,15 @@ def _null_partner(features: AssociationFeatures, second: np.ndarray | None) -> t
     members: dict[str, list[int]] = {}
     for row, group in enumerate(features.groups):
         members.setdefault(group, []).append(row)
-    if min(map(len, members.values())) < 2:
-        return None, "none: give second_grounded, or several pairs per group"
+    states_ND = features.grounded[-1]  # pairs of one caption have one and the same grounded state: no second answer
     partner = np.empty(len(features), dtype=np.int64)
     for rows in members.values():
-        partner[rows] = np.roll(rows, 1)
+        for place, row in enumerate(rows):
+            after = (*rows[place + 1 :], *rows[:place])
+            found = next((other for other in after if not np.array_equal(states_ND[other], states_ND[row])), None)
+            if found is None:
+                return None, "none: give second_grounded, or several grounded answers per group"
+            partner[row] = found
     return partner, "another grounded state of the group"
 
 
