@@ -21,6 +21,7 @@ from hacl.data.json_stream import first_character
 from hacl.data.parquet import from_row
 from hacl.data.records import Record, RecordError, iter_raw, parse_record
 
+_HUB_BLOCK = 32  # rows read together
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -171,7 +172,12 @@ class HubSource(Source):
         return rows
 
     def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
-        for index, row in enumerate(self._open().skip(start), start=start):
+        # Not by iterating over it: in a data-loader worker that gives each worker other rows.
+        blocks = self._open().skip(start).iter(_HUB_BLOCK)
+        rows = (
+            dict(zip(block, values, strict=True)) for block in blocks for values in zip(*block.values(), strict=True)
+        )
+        for index, row in enumerate(rows, start=start):
             renamed = {self.columns.get(key, key): value for key, value in row.items()}
             yield f"hub:{self.name}:[{index}]", (index, from_row(renamed))
 

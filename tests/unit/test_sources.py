@@ -179,6 +179,34 @@ def test_a_hub_source_gives_the_images_its_table_holds(monkeypatch):
     assert rows == [((f"row-{n}",), {f"row-{n}": f"image {n}".encode()}) for n in (1, 2)] and source.holds_images
 
 
+class Names:
+    """Stands for the data set that makes samples: the id of a record alone."""
+
+    def set_epoch(self, epoch):
+        pass
+
+    def __getitem__(self, index):
+        return self.records[index].id
+
+
+def test_workers_share_a_hub_source_that_would_divide_itself_among_them(monkeypatch):
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+    from hacl.data.stream_dataset import StreamDataset
+
+    table = Dataset.from_dict({"id": [str(n) for n in range(COUNT)], "captions": [["a dog"]] * COUNT})
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: table.to_iterable_dataset(num_shards=4))
+
+    def read(workers):
+        made = StreamDataset(stream(open_source("hub:someone/captions")), Names(), None)
+        return list(DataLoader(made, batch_sampler=[[n] for n in range(60)], num_workers=workers, collate_fn=list))
+
+    alone = read(0)
+    assert read(2) == alone
+    assert len({name for batch in alone[:25] for name in batch}) == 100, "an epoch, no record twice"
+
+
 def test_shards_give_the_images_of_each_record_and_are_told_apart(tmp_path):
     made = records(5)
     for row in made:
