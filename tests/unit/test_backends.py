@@ -319,6 +319,7 @@ def test_a_multimodal_model_goes_on_from_the_first_words_and_repeats_itself(
     ("text", "ended", "sentence"),
     [
         ("a cat on a mat. It", False, "a cat on a mat."),
+        ("a cat on a mat . it", False, "a cat on a mat ."),
         ("a cat on a mat", True, "a cat on a mat"),
         ("a cat on a mat\nand", False, "a cat on a mat"),
         ("a cat on a", False, None),

@@ -167,5 +167,5 @@ def first_sentence(text: str, ended: bool) -> str | None:
     line, newline, _ = text.strip().partition("\n")
     sentence, stop, _ = line.partition(".")
     if stop:
-        return sentence.strip() + "."
+        return sentence + stop
     return line.strip() if newline or ended else None
