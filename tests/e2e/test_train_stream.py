@@ -123,6 +123,20 @@ def test_two_ranks_share_each_batch_of_a_stream(command, as_form):
     assert losses(two) == pytest.approx(losses(command.run), rel=1e-4)
 
 
+def test_a_stream_trains_from_text_states_made_beforehand(command, as_form, tiny_llava):
+    from hacl.config import load_config
+    from hacl.training.cache_text import cache_texts
+
+    how = [*as_form("parquet"), "train.max_steps=6", "train.save_steps=0"]
+    assert command(*how) == 0
+    texts = command.run.parent / "texts"
+    report = cache_texts(load_config(None, [f"model.path={tiny_llava}", how[0]]), texts)
+    assert report.computed > 10
+    cached = [*how, f"train.text_cache={texts}", f"train.output_dir={command.run}-cached"]
+    assert command(*cached, "train.cache_text_states=true", "train.num_workers=1") == 0
+    assert losses(command.run.with_name("run-cached")) == pytest.approx(losses(command.run), rel=1e-5)
+
+
 def test_a_dry_run_of_a_stream_builds_a_batch_and_writes_nothing(command, as_form, capsys):
     config = str(command.run.parent / "run.yaml")
     assert train.main([config, "--dry-run", *as_form("parquet")]) == 0
