@@ -68,10 +68,34 @@ def _add_negatives(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each (default: 1)")
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="override every arm's config")
     parser.add_argument("--dry-run", action="store_true", help="say what would run; train nothing, draw nothing")
+    parser.add_argument(
+        "--regroup",
+        type=Path,
+        metavar="RUNS",
+        help="only compare a quickstart's runs, by the kinds they trained on",
+    )
     parser.add_argument("--report-only", action="store_true", help="compare the runs that are there")
 
 
+def regroup(arguments: argparse.Namespace) -> int:
+    from hacl.pocket.experiment import TUNING_TYPES
+    from hacl.pocket.negatives_results import assemble, markdown, regrouped, write
+
+    try:
+        runs = regrouped(arguments.regroup, TUNING_TYPES)
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    results = assemble(runs, provenance={"runs": str(arguments.regroup), "kinds": list(TUNING_TYPES)})
+    page = write(results, arguments.out)
+    print(markdown(results))
+    print(f"{len(runs)} runs; tables: {page}")
+    return 0
+
+
 def negatives(arguments: argparse.Namespace) -> int:
+    if arguments.regroup:
+        return regroup(arguments)
     prepare(1)
     from hacl.data.records import read_records
     from hacl.pocket.base import BaseSettings, find_or_make_bases

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hacl.evaluation.paired_tests import holm, swap_test
-from hacl.evaluation.statistics import Interval, base_differences, format_interval, paired_difference, sign_test
+from hacl.evaluation.statistics import (
+    Interval,
+    base_differences,
+    format_interval,
+    paired_difference,
+    sign_test,
+    table_ratio,
+)
 
 # Measure -> heading. The first six are discrimination, the last two are what is given up or gained in captions.
 HEADLINE = {
@@ -35,6 +42,36 @@ CONTRASTS = (
     ("scene", "lexical"),
     ("naive", "random"),
 )
+
+
+def regrouped(folder: Path, trained: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs of `pocket.py quickstart` with the names of this experiment: their caption margins by kind, pooled over the
+    kinds trained on and over the others.
+
+    Raises:
+        FileNotFoundError: no finished run in the folder.
+    """
+    runs = []
+    for path in sorted(folder.glob("*/result.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if "key" not in run:
+            continue
+        for split, tables in run["items"].items():
+            groups = {kind: [kind] for kind in ("object", "insertion", "attribute", "number", "relation")}
+            groups |= {"trained": list(trained), "untrained": [kind for kind in groups if kind not in trained]}
+            for group, kinds in groups.items():
+                table: dict[str, list[float]] = {}
+                for kind in kinds:
+                    for image, (top, bottom) in tables[f"margin_{kind}"].items():
+                        sums = table.setdefault(image, [0.0, 0.0])
+                        sums[0] += top
+                        sums[1] += bottom
+                tables[f"captions/{group}"] = table
+                run["metrics"][split][f"captions/{group}"] = table_ratio(table)
+        runs.append(run)
+    if not runs:
+        raise FileNotFoundError(f"{folder}: no finished run; make them with `pocket.py quickstart --full`")
+    return runs
 
 
 def compare(runs: Sequence[dict[str, Any]], split: str, a: str, b: str, measure: str) -> dict[str, Any] | None:
@@ -87,7 +124,7 @@ def assemble(runs: Sequence[dict[str, Any]], *, provenance: dict[str, Any]) -> d
                                   "runs": len(values)})  # fmt: skip
         control += _compare_all(runs, split, [(arm, "control") for arm in arms if arm != "control"], MEASURES)
         pairs = [(f"{loss}-{better}", f"{loss}-{worse}") for loss in ("margin", "hacl") for better, worse in CONTRASTS]
-        pairs = [pair for pair in pairs if set(pair) <= set(arms)]
+        pairs = [pair for pair in (*pairs, ("hacl_paper", "contrastive")) if set(pair) <= set(arms)]
         contrasts += _compare_all(runs, split, pairs, HEADLINE)
     return {"means": means, "control": control, "contrasts": contrasts, "provenance": provenance}
 
@@ -106,7 +143,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines: list[str] = []
     for split in dict.fromkeys(row["split"] for row in results["means"]):
         lines += ["", f"### {split}", "", *_means(results["means"], split, HEADLINE)]
-        lines += ["", *_means(results["means"], split, BLIND), "", *_means(results["means"], split, KINDS)]
+        for measures in (BLIND, KINDS):
+            lines += ["", *_means(results["means"], split, measures)]
         for name, title in (("control", "Differences from the control"), ("contrasts", "Better against worse")):
             lines += ["", f"{title}:", "", *_differences([row for row in results[name] if row["split"] == split])]
     return "\n".join(lines[1:]) + "\n"

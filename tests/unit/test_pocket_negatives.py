@@ -14,7 +14,7 @@ from hacl.pocket.experiment import World, config_of, run_units
 from hacl.pocket.hallucinate import TYPES, hallucinations
 from hacl.pocket.language import all_words, describe
 from hacl.pocket.negatives import QUALITIES, audit_negatives, tuning_name, with_negatives, write_negatives
-from hacl.pocket.negatives_results import HEADLINE, assemble, compare, markdown
+from hacl.pocket.negatives_results import HEADLINE, assemble, compare, markdown, regrouped
 from hacl.pocket.negatives_run import by_group, plan_units, run_negatives_unit, statement_record
 from hacl.pocket.reading import read_caption
 from hacl.pocket.scenes import sample_scene
@@ -230,6 +230,23 @@ def test_tables_hold_every_arm_and_corrected_p_and_the_file_is_json():
     text = markdown(results)
     assert "| measure | control | margin-scene | margin-random |" in text
     assert f"| margin-scene | control | {HEADLINE['captions/untrained']} | +" in text
+
+
+def test_runs_of_a_quickstart_are_regrouped_by_the_kinds_they_trained_on(tmp_path):
+    with pytest.raises(FileNotFoundError, match="quickstart --full"):
+        regrouped(tmp_path, ("object",))
+    tables = {f"margin_{kind}": {"a": [1.0, 2.0]} for kind in TYPES} | {"margin_object": {"a": [2.0, 2.0]}}
+    for base in range(2):
+        (tmp_path / f"r{base}").mkdir()
+        run = {"key": {}, "arm": "control", "base": base, "seed": 0, "metrics": {"s": {}}, "items": {"s": tables}}
+        (tmp_path / f"r{base}" / "result.json").write_text(json.dumps(run))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "result.json").write_text("{}")
+    runs = regrouped(tmp_path, ("object", "insertion"))
+    assert len(runs) == 2
+    assert runs[0]["items"]["s"]["captions/trained"] == {"a": [3.0, 4.0]}
+    assert runs[0]["metrics"]["s"]["captions/untrained"] == 0.5
+    assert assemble(runs, provenance={})["means"][0]["mean"] == 0.75
 
 
 @pytest.mark.slow
