@@ -24,6 +24,7 @@ from hacl.steering import Steerer
 from hacl.steering.layers import LayerKey
 
 ALPHAS = (0.25, 0.5, 1.0, 1.5, 2.0)
+REFERENCES = ("lowrank",)  # an upper reference is no shift
 TEXTS = ("reference", "tuned", "original")
 Layers = LayerKey | Sequence[LayerKey] | None
 
@@ -39,6 +40,7 @@ def behaviour_recovery(
     layers: Sequence[Layers] | Mapping[str, Sequence[Layers]] = (None,),
     policies: Sequence[str] = ("all",),
     permuted: Mapping[str, Steerer] | None = None,
+    references: Collection[str] = REFERENCES,
     tasks: Tasks | None = None,
     measured: Collection[str] | None = None,
     text: str = "reference",
@@ -53,14 +55,21 @@ def behaviour_recovery(
 ) -> BehaviourReport:
     """The whole comparison. See docs/training_free_recovery.md.
 
-    original, tuned: stock models with one tokenizer, or a PEFT wrapper and None (adapter off and on); samples: prompts
-    whose texts both models are forced through; steerers: methods by name; layers: choices, each one layer, several, or
-    None for all of a steerer's own, or such choices for each method by name; permuted: for methods by name, the same
-    fitted on permuted pairs (control); tasks: what is generated, with images of the validation half left out; measured:
-    which methods and controls are generated with, by name ("control/NAME") or by role ("chosen", "method", "control";
-    default: all); text: whose text is forced, "reference" (sample.answer), "tuned" or "original" (their own greedy
-    replies); select_on: share of images, or their ids, on which settings are chosen; fitted_on: images that the vectors
-    were estimated on, which may not be among the samples; random_draws: random controls.
+    Args:
+        original, tuned: stock models with one tokenizer, or a PEFT wrapper and None (adapter off and on).
+        samples: prompts whose texts both models are forced through.
+        steerers: methods by name.
+        layers: choices, each one layer, several, or None for all of a steerer's own; the same for all methods, or by
+            method.
+        permuted: for methods by name, the same fitted on permuted pairs (a control).
+        references: methods that are confirmed but never chosen.
+        tasks: what is generated, with images of the validation half left out.
+        measured: which of the methods and controls are generated with, by name ("control/NAME") or by role ("chosen",
+            "method", "reference", "control"); all by default.
+        text: whose text is forced, "reference" (sample.answer), "tuned" or "original" (their own greedy replies).
+        select_on: share of images, or their ids, on which settings are chosen.
+        fitted_on: images that the vectors were estimated on, which may not be among the samples.
+        random_draws: random controls.
 
     Raises:
         ValueError: no steerer or strength, an image on both sides of a split, or a sample without a text.
@@ -79,7 +88,7 @@ def behaviour_recovery(
         batch_size=batch_size, progress=bar("choosing"),
     )  # fmt: skip
     curve = [CurvePoint(setting, found.closed(setting, **common["interval"])) for setting in grid]
-    best = best_settings(curve)
+    best = best_settings(curve, references)
     report = BehaviourReport(
         curve=curve,
         meta={
@@ -91,7 +100,7 @@ def behaviour_recovery(
     if not best:
         report.warnings.append("the two models do not differ beyond noise on the validation texts: nothing to recover")
         return report
-    variants = confirmed_variants(steerers, best, permuted or {}, random_draws, seed)
+    variants = confirmed_variants(steerers, best, permuted or {}, references, random_draws, seed)
     _confirm(report, variants, first, second, confirmed_on, texts, bar, common)
     if tasks.captions or tasks.questions or tasks.margins or tasks.outside:
         _measure(report, variants, first, second, tasks, measured, bar, common)
@@ -143,26 +152,32 @@ def split_samples(
     return halves
 
 
-def best_settings(curve: Iterable[CurvePoint]) -> list[Setting]:
-    """For each method its setting that closes most, the best method first; empty where no gap is defined."""
+def best_settings(curve: Iterable[CurvePoint], references: Collection[str] = ()) -> list[Setting]:
+    """For each method its setting that closes most, the best method first; empty where no gap is defined.
+
+    References come after all others, however much they close.
+    """
     best: dict[str, CurvePoint] = {}
     for point in curve:
         known = best.get(point.setting.method)
         if point.closed.defined and (known is None or point.closed.share.estimate > known.closed.share.estimate):
             best[point.setting.method] = point
-    return [point.setting for point in sorted(best.values(), key=lambda p: -p.closed.share.estimate)]
+    order = sorted(best.values(), key=lambda p: (p.setting.method in references, -p.closed.share.estimate))
+    return [point.setting for point in order]
 
 
 def confirmed_variants(
     steerers: Mapping[str, Steerer],
     best: Sequence[Setting],
     permuted: Mapping[str, Steerer],
+    references: Collection[str],
     random_draws: int,
     seed: int,
 ) -> dict[str, tuple[str, Variant]]:
-    """{name: (role, variant)}: every method at its setting, the "chosen" one first, then controls of the chosen."""
+    """{name: (role, variant)}: every method at its setting, the "chosen" one first; then controls of the chosen."""
     chosen, steerer = best[0], steerers[best[0].method]
-    found = {s.method: ("method" if i else "chosen", Variant(s, steerers[s.method])) for i, s in enumerate(best)}
+    roles = {s.method: "reference" if s.method in references else "method" for s in best} | {chosen.method: "chosen"}
+    found = {s.method: (roles[s.method], Variant(s, steerers[s.method])) for s in best}
     controls = control_steerers(steerer, random_draws=random_draws, seed=seed)
     if chosen.method in permuted:
         controls["permuted_pairs"] = permuted[chosen.method]

@@ -38,8 +38,8 @@ class Effect:
 class VariantResult:
     """A method or control on the test images.
 
-    role: "chosen", "method" or "control"; closed: share of KL(b || a) closed; behind: by how much more the chosen
-    method closes; measures: F of every behaviour measure; effects: side effects.
+    role: "chosen", "method", "reference" (never chosen) or "control"; closed: share of KL(b || a) closed; behind: by
+    how much more the chosen method closes; measures: F of every behaviour measure; effects: side effects.
     """
 
     name: str
@@ -76,10 +76,11 @@ class BehaviourReport:
         parts = [f"KL gap closed {_share(found.closed)}"]
         parts += [
             f"{name} gap {'closed ' + _share(f) if f.defined else 'undefined'}"
-            for name, f in found.measures.items() if name in ("CHAIR_i", "margin_accuracy") or name.endswith("_f1")
+            for name, f in found.measures.items() if _is_headline(name)
         ]  # fmt: skip
         if "changed_outside" in found.effects:
             parts.append(f"off-domain changes {100 * found.effects['changed_outside'].moved:.0f} %")
+        parts += [f"{v.name} (reference) {_share(v.closed)}" for v in self.variants if v.role == "reference"]
         best = max(self._controls(), key=lambda c: c.closed.share.estimate, default=None)
         if best is not None:
             parts.append(f"best control ({best.name.removeprefix('control/')}) {_share(best.closed)}")
@@ -184,6 +185,10 @@ class BehaviourReport:
         path = write_tables(folder, name, self.to_json(), self.tables())
         path.with_suffix(".md").write_text(self.to_markdown(), encoding="utf-8")
         return path
+
+
+def _is_headline(measure: str) -> bool:
+    return measure in ("CHAIR_i", "margin_accuracy") or (measure.startswith("pope_") and measure.endswith("_f1"))
 
 
 def _share(fraction: Fraction) -> str:

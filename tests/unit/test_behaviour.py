@@ -373,6 +373,16 @@ def test_the_best_setting_of_each_method_is_found_and_undefined_ones_are_no_cand
     assert best[0] == Setting("right", 1.0) and [setting.method for setting in best] == ["right", "wrong"]
 
 
+def test_a_reference_is_confirmed_but_never_chosen(world, biased):
+    steerers = {"part": MeanSteerer({LAYER: 0.5 * constant()}), "lowrank": MeanSteerer({LAYER: constant()})}
+    report = behaviour_recovery(
+        world.original, biased, world.processor, world.samples, steerers, alphas=[1.0], random_draws=1, **QUIET
+    )
+    roles = {v.name: v.role for v in report.variants}
+    assert report.chosen.name == "part" and roles["lowrank"] == "reference"
+    assert "lowrank (reference) 100 %" in report.verdict and report.exit_code == 0
+
+
 def test_concept_tables_take_the_global_shift_where_a_concept_is_too_small(world, conceptual):
     tuned, centres, _ = conceptual
     pairs, _ = paired_states(world, tuned)
