@@ -87,4 +87,11 @@ def model_of(store: FeatureStore) -> str:
 
 
 def _layer_name(store: FeatureStore, layer: int | str) -> str:
-    return str(store.manifest["num_layers"] + layer) if isinstance(layer, int) and layer < 0 else str(layer)
+    if not isinstance(layer, int) or layer >= 0:
+        return str(layer)
+    depth = store.manifest["num_layers"]
+    if depth is None:
+        raise ValueError(
+            f"{store.folder}: its depth is unknown, so layer {layer} is; stored: {', '.join(store.layers)}"
+        )
+    return str(depth + layer)

@@ -10,7 +10,7 @@ Shapes: N samples, D hidden size, K concepts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,7 @@ class Dictionary:
             if method == "semi_nmf":
                 params |= {"l1": l1, "unit_norm": unit_norm}
             made = cls(_atoms(x_ND, method, params), **common)
-        object.__setattr__(made, "fit_error", _fit_error(made, x_ND))
-        return made
+        return replace(made, fit_error=_fit_error(made, x_ND))
 
     @property
     def signed(self) -> bool:

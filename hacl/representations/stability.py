@@ -37,8 +37,7 @@ def stability(
 ) -> Stability:
     """Fit the dictionary with every seed and compare all pairs.
 
-    x_ND: (N, D) hidden states; options: of `Dictionary.fit`. Directions whose sign is free (none of the methods here
-    leaves it free) would need absolute cosines.
+    x_ND: (N, D) hidden states; options: of `Dictionary.fit`.
 
     Raises:
         ValueError: fewer than two different seeds.

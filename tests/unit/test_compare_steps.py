@@ -98,6 +98,14 @@ def test_a_selector_or_layer_that_was_not_captured_is_refused(stores):
         load_pairs(original, tuned, layer=3)
 
 
+def test_a_negative_layer_of_a_store_of_unknown_depth_is_refused(tmp_path):
+    planted = planted_shift(0, per_concept=2)
+    folder = write_store(tmp_path / "imported", planted.a_ND, planted, "aaa", range(12), num_layers=None)
+    assert load_pairs(folder, folder, layer="2").layer == "2"
+    with pytest.raises(ValueError, match="depth is unknown, so layer -1 is; stored: 2"):
+        load_pairs(folder, folder, layer=-1)
+
+
 def test_the_whole_chain_from_stores_to_recovery_says_what_was_planted(stores):
     planted, original, tuned = stores
     features = load_pairs(original, tuned, layer=2)
