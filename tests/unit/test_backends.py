@@ -315,6 +315,13 @@ def test_a_multimodal_model_goes_on_from_the_first_words_and_repeats_itself(
     assert make_hallucinator("model", **{**options, "keep": 0.3}).settings()["template"] == template
 
 
+def test_a_plain_caption_begins_as_in_training_with_one_opening_token(pocket_folder):
+    backend = make_hallucinator("model", model=str(pocket_folder), template="plain", device="cpu")
+    tokenizer = backend.processor.tokenizer
+    ids = backend.processor(text=[backend._asked("there is", with_image=False)])["input_ids"][0]
+    assert list(ids).count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
 @pytest.mark.parametrize(
     ("text", "ended", "sentence"),
     [

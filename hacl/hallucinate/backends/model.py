@@ -116,13 +116,20 @@ class ModelBackend:
     def _asked(self, kept: str, with_image: bool) -> str:
         if self.template == "plain":
             prompt = f"{self.prompt}\n" if self.prompt else ""
-            return f"{self.processor.image_token if with_image else ''}{prompt}{kept}"
+            return f"{self._begin()}{self.processor.image_token if with_image else ''}{prompt}{kept}"
         content = [{"type": "text", "text": self.prompt}]
         content = [{"type": "image"}, *content] if with_image else content
         return (
             self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             + kept
         )
+
+    def _begin(self) -> str:
+        """The token that opens a text, where the tokenizer has one and does not write it by itself."""
+        tokenizer = self.processor.tokenizer
+        if tokenizer.bos_token_id is None or tokenizer.bos_token_id in tokenizer("a")["input_ids"]:
+            return ""
+        return tokenizer.bos_token
 
     def _sample(self, record: Record, index: int, kept: str, k: int, words: int) -> list[tuple[str, bool]]:
         """How k samples go on after `kept`, and whether each came to an end."""
