@@ -75,7 +75,9 @@ class TrainingDataset(Dataset):
         self.objective = objective
         self.seed = seed
         self.load_pixels = load_pixels
-        self.pictures: Mapping[str, bytes] = {}
+        self.pictures: Sequence[
+            Mapping[str, bytes]
+        ] = ()  # per record: image path -> content, of a stream
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -114,7 +116,7 @@ class TrainingDataset(Dataset):
             index=index,
             record_id=record.id,
             image_paths=list(record.images),
-            pixels=self._pixels(record) if self.load_pixels else [],
+            pixels=self._pixels(index, record) if self.load_pixels else [],
             generation=generation,
             image_id=stable_key(record.image_id),
         )
@@ -183,14 +185,13 @@ class TrainingDataset(Dataset):
         text = turns[0].text.replace(IMAGE_MARK, "").strip()
         return replace(record, conversation=(replace(turns[0], text=f"{IMAGE_MARK}\n{text}"), *turns[1:]))
 
-    def _pixels(self, record: Record) -> list[Tensor]:
+    def _pixels(self, index: int, record: Record) -> list[Tensor]:
         processor = self.encoder.processor.image_processor
-        return [processor(self._image(path), return_tensors="pt")["pixel_values"][0] for path in record.images]
+        held = self.pictures[index] if self.pictures else {}
+        images = [decode_image(held[path], path) if path in held else self._on_disk(path) for path in record.images]
+        return [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
 
-    def _image(self, path: str) -> Image:
-        """From `pictures` (path -> content of the file), where a streamed source holds its images, else from disk."""
-        if path in self.pictures:
-            return decode_image(self.pictures[path], path)
+    def _on_disk(self, path: str) -> Image:
         if self.image_root is None:
             raise ValueError("the record names an image but data.image_root is not set")
         return load_image(resolve_image(self.image_root, path))

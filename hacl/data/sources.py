@@ -1,28 +1,22 @@
-"""Collections too large for memory, read in order from any row on: JSONL, JSON lists, Parquet, the Hugging Face Hub,
-and shards of a webdataset (`hacl.data.tar_source`).
+"""Collections too large for memory, read in order from any row on: JSONL, JSON lists and Parquet; also shards of a
+webdataset (`hacl.data.tar_source`) and tables of the Hugging Face Hub (`hacl.data.hub_source`).
 
-Written `a.jsonl`, `a.json`, `a.parquet`, `a.tar`, or explicitly `hub:owner/name?split=train&revision=COMMIT` (also
-`config`, and `columns`, e.g. `columns=caption:sentence`, renames a column of theirs to a key of a record).
+Written `a.jsonl`, `a.json`, `a.parquet`, `a.tar`, or explicitly `hub:owner/name`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 from hacl.data.json_stream import first_character
 from hacl.data.parquet import from_row
 from hacl.data.records import Record, RecordError, iter_raw, parse_record
-
-_HUB_BLOCK = 32  # rows read together
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
 class Source(ABC):
@@ -136,79 +130,6 @@ class ParquetSource(Source):
         return sum(map(sum, self._rows))
 
 
-class HubSource(Source):
-    """A streamed split of a data set on the Hugging Face Hub. Data only: no code of the repository is run."""
-
-    def __init__(self, text: str):
-        name, _, query = text.removeprefix("hub:").partition("?")
-        options = dict(parse_qsl(query, strict_parsing=bool(query)))
-        unknown = options.keys() - {"split", "revision", "config", "columns"}
-        if not name or unknown:
-            raise ValueError(
-                f"{text}: {'unknown ' + ', '.join(sorted(unknown)) if unknown else 'no name'}; write "
-                "hub:owner/name?split=train&revision=COMMIT&config=NAME&columns=caption:sentence"
-            )
-        if not _HUB_NAME.fullmatch(name) or Path(name).exists():
-            raise ValueError(
-                f"{text}: {name!r} is no name on the Hub, or that of a local folder; name files as they are"
-            )
-        self.name, self.options = name, options
-        pairs = (pair.partition(":") for pair in options.get("columns", "").split(",") if pair)
-        self.columns = {theirs: ours for ours, _, theirs in pairs}
-
-    def _open(self):
-        from datasets import Image, load_dataset
-
-        rows = load_dataset(
-            self.name,
-            self.options.get("config"),
-            split=self.options.get("split", "train"),
-            revision=self.options.get("revision"),
-            streaming=True,
-        )
-        for column, kind in (rows.features or {}).items():
-            if isinstance(kind, Image):
-                rows = rows.cast_column(column, Image(decode=False))
-        return rows
-
-    def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
-        # Not by iterating over it: in a data-loader worker that gives each worker other rows.
-        blocks = self._open().skip(start).iter(_HUB_BLOCK)
-        rows = (
-            dict(zip(block, values, strict=True)) for block in blocks for values in zip(*block.values(), strict=True)
-        )
-        for index, row in enumerate(rows, start=start):
-            renamed = {self.columns.get(key, key): value for key, value in row.items()}
-            yield f"hub:{self.name}:[{index}]", (index, from_row(renamed))
-
-    def decode(self, where: str, row: Any) -> Record:
-        index, raw = row
-        return parse_record(raw | {"image": _hub_name(index)} if _hub_image(raw) else raw, where=where)
-
-    def pictures(self, row: Any) -> dict[str, bytes]:
-        index, raw = row
-        return {_hub_name(index): data} if (data := _hub_image(raw)) else {}
-
-    @property
-    def holds_images(self) -> bool:
-        return any(_hub_image(raw) for _, (_, raw) in islice(self.rows(), 1))
-
-    def fingerprint(self) -> str:
-        """Of name, split and revision; pin `revision` to be sure of the content."""
-        text = json.dumps([self.name, sorted(self.options.items())])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _hub_image(raw: dict[str, Any]) -> bytes | None:
-    """Content of the image that a row of a table holds itself."""
-    image = raw.get("image")
-    return image.get("bytes") if isinstance(image, dict) else None
-
-
-def _hub_name(index: int) -> str:
-    return f"row-{index}"
-
-
 class Joined(Source):
     """Several sources, one after the other."""
 
@@ -278,6 +199,7 @@ class Limited(Source):
 
 def open_source(paths: str | Sequence[str]) -> Source:
     """The source that one or several texts name. Raises ValueError, FileNotFoundError."""
+    from hacl.data.hub_source import HubSource
     from hacl.data.tar_source import TarSource
 
     texts = [paths] if isinstance(paths, str) else list(paths)

@@ -38,8 +38,7 @@ class StreamDataset(Dataset):
         rows = self._rows(number)
         self.samples.set_epoch(self.stream.epoch)
         self.samples.records = self.stream.decode(rows)
-        pictures = [self.stream.source.pictures(row) for _, row in rows]
-        self.samples.pictures = {name: data for part in pictures for name, data in part.items()}
+        self.samples.pictures = [self.stream.source.pictures(row) for _, row in rows]
         return [self.samples[index] for index in range(len(rows))]
 
     def _rows(self, number: int) -> list[tuple[str, Any]]:

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from hacl.data.hub_source import HubSource
 from hacl.data.json_stream import iter_json_list, iter_json_members
 from hacl.data.parquet import write_parquet
 from hacl.data.records import RecordError, parse_record, read_records, write_records
-from hacl.data.sources import HubSource, Limited, open_source
+from hacl.data.sources import Limited, open_source
 from hacl.data.stream import RecordStream
 from hacl.data.webdataset import write_shards
 
@@ -177,6 +178,31 @@ def test_a_hub_source_gives_the_images_its_table_holds(monkeypatch):
     source = open_source("hub:someone/pictures")
     rows = [(source.decode(where, row).images, source.pictures(row)) for where, row in source.rows(1)]
     assert rows == [((f"row-{n}",), {f"row-{n}": f"image {n}".encode()}) for n in (1, 2)] and source.holds_images
+
+
+def test_images_of_two_sources_under_one_name_are_not_confused(tmp_path, tiny_llava):
+    from PIL import Image
+
+    from hacl.config import load_config
+    from hacl.data.dataset import TrainingDataset
+    from hacl.data.stream_dataset import StreamDataset
+    from hacl.training.build import build_encoder, load_processor
+
+    row = parse_record({"image": "a.png", "captions": ["a"]}, where="f")
+    for name, colour in (("x", "black"), ("y", "white")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "a.png")
+        write_shards(tmp_path / name / "s.tar", [row], tmp_path)
+    config = load_config(None, [f"model.path={tiny_llava}"])
+    samples = TrainingDataset(
+        [],
+        build_encoder(load_processor(config.model), config.data),
+        image_root=None,
+        objective=config.objective,
+        seed=0,
+    )
+    made = stream(open_source([str(tmp_path / name / "s-000000.tar") for name in "xy"]), batch_size=2, seed=None)
+    black, white = StreamDataset(made, samples, 1).__getitems__([0])
+    assert black.pixels[0].max() < 0 < white.pixels[0].min()
 
 
 class Names:
