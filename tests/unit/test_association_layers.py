@@ -208,6 +208,8 @@ def test_the_reverse_direction_makes_a_grounded_run_associative(model):
     margins = found.margins
     assert margins["replaced"][PLANTED] == pytest.approx(margins["source"], abs=1e-4)
     assert margins["replaced"][0] == pytest.approx(margins["target"], abs=1e-4)
+    forward = replacement_map(model, planted_runs(model), tokens=[(5, 6)] * 3).margins
+    assert margins["source"] == pytest.approx(forward["target"]) != pytest.approx(forward["source"])
 
 
 def test_positions_that_runs_do_not_share_are_counted_and_refused_if_there_are_none_at_all(model):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from hacl.models.adapters import find_adapter
 from hacl.steering import FlexACSteerer, MeanSteerer, Provenance, Shift, load_steerer, save_steerer, steering
 from hacl.steering.calibrated import Gate, recording
 from hacl.steering.vectors import ArtefactError
@@ -171,6 +172,23 @@ def test_cache_chunks_padding_and_batch_do_not_matter(model):
     for other in others:
         assert torch.equal(other[0], tokens)
         torch.testing.assert_close(other[1], logits, atol=5e-5, rtol=1e-4)
+
+
+def test_the_released_rule_of_the_last_two_tokens_of_every_call_depends_on_the_cache(model):
+    """Why positions are absolute here."""
+    inputs, v = prompts(model).batch(), vectors(0)[0]
+
+    def relative(module, args, output):
+        output[:, -2:] += v
+        return output
+
+    handle = find_adapter(model).blocks[0].register_forward_hook(relative)
+    try:
+        logits = [generate(model, inputs, use_cache=cached)[1] for cached in (True, False)]
+    finally:
+        handle.remove()
+    torch.testing.assert_close(logits[0][:, 0], logits[1][:, 0], atol=5e-5, rtol=1e-4)
+    assert (logits[0][:, 1] - logits[1][:, 1]).abs().max() > 1e-2
 
 
 def test_the_last_two_prompt_tokens_and_the_answer_are_steered(model):
