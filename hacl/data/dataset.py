@@ -75,9 +75,7 @@ class TrainingDataset(Dataset):
         self.objective = objective
         self.seed = seed
         self.load_pixels = load_pixels
-        self.pictures: Sequence[
-            Mapping[str, bytes]
-        ] = ()  # per record: image path -> content, of a stream
+        self.pictures: Sequence[Mapping[str, bytes]] = ()  # per record: image path -> content, of a stream
         self.epoch = 0
 
     def __len__(self) -> int:
