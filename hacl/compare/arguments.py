@@ -218,6 +218,11 @@ def _behaviour(parser: argparse.ArgumentParser) -> None:
     add("--vocabulary", metavar="coco|pocket|FILE",
         help="words of each object for CHAIR and POPE, where records hold objects: a built-in list, or JSON "
         "{word: object}")  # fmt: skip
+    add(
+        "--styles", nargs="+", default=[],
+        help="count the words of these in captions: colour, place, sentiment, gender_neutral, or a word class such as "
+        "positions",
+    )  # fmt: skip
     add("--pope-images", type=int, default=0, help="ask POPE questions on this many images (default: none)")
     add("--outside", help="records outside the domain of the tuning: replies to them should not change")
     add("--outside-root", help="their image folder (default: --image-root)")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from hacl.compare.agreement import words as words_of
 from hacl.compare.divergence import Setting, quiet
 from hacl.compare.forced import ForcedBatch, Side, forced_log_likelihoods
 from hacl.compare.recovery_fraction import per_image
@@ -33,7 +34,8 @@ class Tasks:
     """All parts are optional.
 
     captions: samples whose prompt asks for a text about the image; truth, vocabulary: objects of each image id and the
-    words for them (for CHAIR, see `hacl.evaluation.chair`); questions: POPE questions by split, and images: the file of
+    words for them (for CHAIR, see `hacl.evaluation.chair`); styles: words of each style by name, counted in captions;
+    questions: POPE questions by split, and images: the file of
     each of their image ids; margins: records with hallucinated captions, image_root and margin_prompt; outside: samples
     outside the domain of the tuning, whose replies should not change. max_new_tokens: of captions and of outside.
     """
@@ -41,6 +43,7 @@ class Tasks:
     captions: Sequence[Sample] = ()
     truth: Mapping[str, Collection[str]] | None = None
     vocabulary: Mapping[str, str | None] | None = None
+    styles: Mapping[str, Collection[str]] = field(default_factory=dict)
     questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
     images: Mapping[str, Path] = field(default_factory=dict)
     margins: Sequence[Record] = ()
@@ -105,9 +108,9 @@ def measure(
 ) -> Measured:
     """Ask a model everything, unsteered or as a variant.
 
-    Measures: CHAIR_i, CHAIR_s, recall where truth and vocabulary are given; pope_SPLIT_accuracy, _f1 and _yes_rate;
-    margin_accuracy (share of hallucinated captions less likely per token than their true one) and margin (nats per
-    token).
+    Measures: CHAIR_i, CHAIR_s, recall where truth and vocabulary are given; STYLE_words, words of a style per caption;
+    pope_SPLIT_accuracy, _f1 and _yes_rate; margin_accuracy (share of hallucinated captions less likely per token than
+    their true one) and margin (nats per token).
     """
     label = f"{progress} " if progress else ""
     common = {"variant": variant, "batch_size": batch_size}
@@ -119,6 +122,9 @@ def measure(
         names = {"CHAIRi": "CHAIR_i", "CHAIRs": "CHAIR_s", "Recall": "recall"}
         found = report.by_image()
         tables |= {ours: found[theirs] for theirs, ours in names.items()}
+    for name, words in tasks.styles.items() if captions else ():
+        counts = [sum(word in words for word in words_of(text)) for text in captions]
+        tables[f"{name}_words"] = per_image([sample.group for sample in tasks.captions], counts)
     answers = _answers(side, tasks, label and label + "questions", common)
     for split, report in score_splits(tasks.questions, answers).items() if answers else ():
         found = report.by_image()

@@ -130,6 +130,8 @@ def _tasks(options: argparse.Namespace, comparison: Comparison, vocabularies: Vo
         tasks["vocabulary"] = _vocabulary(options.vocabulary, vocabularies)
     elif options.pope_images:
         raise ValueError("--pope-images asks about objects; name them with --vocabulary")
+    if options.styles:
+        tasks["styles"] = {name: _style_words(name) for name in options.styles}
     if options.pope_images:
         tasks |= _questions(comparison, options.pope_images, options.seed)
     if options.outside:
@@ -139,6 +141,16 @@ def _tasks(options: argparse.Namespace, comparison: Comparison, vocabularies: Vo
         root = options.outside_root or options.image_root
         tasks["outside"] = samples_from_records(read_records(options.outside), root, prompt=comparison.prompt)
     return tasks
+
+
+def _style_words(name: str) -> tuple[str, ...]:
+    from hacl.compare.styles import STYLES
+    from hacl.representations.words import WORD_CLASSES
+
+    known = {**{key: tuple(words) for key, words in WORD_CLASSES.items()}, **{k: s.words for k, s in STYLES.items()}}
+    if name not in known:
+        raise ValueError(f"--styles {name}: one of {', '.join(sorted(known))}")
+    return known[name]
 
 
 def _vocabulary(name: str, vocabularies: Vocabularies) -> dict[str, str]:

@@ -53,7 +53,7 @@ def compare(pair, out, *more, command=(), tuned="tuned"):
 def report(pair, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     objects = ["--vocabulary", str(pair / "vocabulary.json"), "--pope-images", "4", "--gate"]
-    outside = ["--outside", str(pair / "records.jsonl"), "--measure", "chosen"]
+    outside = ["--outside", str(pair / "records.jsonl"), "--measure", "chosen", "--styles", "colour", "positions"]
     assert compare(pair, out, "--layers", "0", "1", "final_norm", *SMALL, *BEHAVIOUR, *objects, *outside) == 0
     return out
 
@@ -73,7 +73,7 @@ def test_a_planted_shift_is_found_and_gives_the_whole_behaviour_back(report):
     assert variants["global"]["alpha"] == 1 and not behaviour["gate_failures"]
     assert all(row["share"] < 0.9 for name, row in variants.items() if name.startswith("control/"))
     asked = {row["measure"] for row in behaviour["measures"]}
-    assert {"CHAIR_i", "pope_random_f1", "margin_accuracy", "agreement_token_f1"} <= asked
+    assert {"CHAIR_i", "pope_random_f1", "margin_accuracy", "agreement_token_f1", "colour_words"} <= asked
 
 
 def test_images_are_fitted_on_chosen_on_or_confirmed_on_never_two_of_them(report):
@@ -104,7 +104,7 @@ def test_what_is_finished_is_not_computed_again(pair, report, monkeypatch, capsy
     monkeypatch.setattr("hacl.compare.comparison.analyse", refuse)
     monkeypatch.setattr("hacl.compare.recover_behaviour.fit_methods", refuse)
     objects = ["--vocabulary", str(pair / "vocabulary.json"), "--pope-images", "4"]
-    outside = ["--outside", str(pair / "records.jsonl"), "--measure", "chosen"]
+    outside = ["--outside", str(pair / "records.jsonl"), "--measure", "chosen", "--styles", "colour", "positions"]
     assert compare(pair, report, "--layers", "0", "1", "final_norm", *SMALL, *BEHAVIOUR, *objects, *outside) == 0
     with pytest.raises(AssertionError, match="nothing is to be computed"):
         compare(pair, report, "--layers", "0", "1", "final_norm", *SMALL, "--seed", "1", "--no-behaviour")
@@ -211,6 +211,7 @@ def test_a_file_gives_options_that_the_command_line_overrules(pair, tmp_path, ca
     [
         (["--layers", "7"], "layer 7: expected 0 to 1"),
         (["--pope-images", "3"], "name them with --vocabulary"),
+        (["--styles", "loud"], "--styles loud: one of"),
         (["--vocabulary", "nouns"], "neither coco nor pocket nor a file"),
         (["--limit", "6", "--no-behaviour", "-k", "4"], "use fewer concepts"),
         (["--limit", "5"], "too few to fit, choose and confirm"),
