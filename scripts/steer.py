@@ -5,11 +5,13 @@
   python scripts/steer.py associate --data STATES --out REPORT
   python scripts/steer.py flexac --data STATES --layers 13-15 --out VECTORS
   python scripts/steer.py inspect VECTORS
+  python scripts/steer.py import-l2s --network NET.pt --model M --context-layer 14 --layer 14 --out VECTORS
   python scripts/steer.py fold VECTORS --model M --out FOLDED
   python scripts/steer.py COMMAND --help
 
 extract reads every prompt with the reply that is wanted and the one that is not; fit turns the difference of the two
-states into vectors (constant, per sample, or predicted from the prompt by a network); inspect describes either folder.
+states into vectors (constant, per sample, or predicted from the prompt by a network); inspect describes either folder;
+import-l2s takes over a network of the released Learn-to-Steer code.
 associate says at which layers the states differ beyond chance, flexac makes FlexAC's calibrated directions, and fold
 writes a copy of a model that needs no steering. docs/learn_to_steer.md and docs/flexac.md go through examples.
 """
@@ -73,6 +75,11 @@ The copy is reloaded with stock classes and must give the logits of the steered 
 example:
   python scripts/steer.py fold runs/mean --model exported/model --alpha 0.5 --out exported/folded
 """
+IMPORT_L2S = """Make an artefact of a network that the released Learn-to-Steer code trained.
+
+The .pt file is read as tensors only. It does not say which state the network reads and which layer it steers: give both,
+and the model they are of.
+"""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -81,6 +88,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, declare in (
         ("extract", EXTRACT, extract_options), ("fit", FIT, fit_options), ("inspect", INSPECT, inspect_options),
+        ("import-l2s", IMPORT_L2S, import_options),
         ("associate", ASSOCIATE, associate_options), ("flexac", FLEXAC, flexac_options), ("fold", FOLD, fold_options),
     ):  # fmt: skip
         declare(
@@ -167,6 +175,17 @@ def fold_options(add: Callable) -> None:
     add("--out", type=Path, required=True, help="folder to write; must not exist")
 
 
+def import_options(add: Callable) -> None:
+    add("--network", type=Path, required=True, metavar="FILE", help="the .pt file")
+    add("--model", required=True, help="folder of the model it was trained for")
+    add("--context-layer", required=True, help="block whose output it reads")
+    add("--context-token", default="last_prompt", help="default: %(default)s")
+    add("--layer", required=True, help="block whose output it steers")
+    add("--alpha", type=float, default=1.0, help="strength that the artefact suggests; default: %(default)s")
+    add("--policy", default="all", help="positions that it suggests; default: %(default)s")
+    add("--out", type=Path, required=True, help="folder of the artefact")
+
+
 def open_model(options: argparse.Namespace) -> tuple[Any, Any, str]:
     """(model, processor, template) of --model."""
     from hacl.evaluation.runner.source import find_model
@@ -185,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return extract.run(options, open_model)
         from importlib import import_module
 
-        return import_module(f"hacl.steering.commands.{options.command}").run(options)
+        return import_module(f"hacl.steering.commands.{options.command.replace('-', '_')}").run(options)
     except (ValueError, OSError) as error:
         print(f"steer {options.command}: {error}", file=sys.stderr)
         return 2

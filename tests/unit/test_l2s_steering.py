@@ -28,7 +28,7 @@ from hacl.steering.l2s_import import import_upstream_net
 from hacl.steering.targets import SteeringData
 from tests.reference.planted_model import ANSWERS, plant
 from tests.reference.steering_inputs import WIDTH, generate, load, prompts, vectors
-from tests.tiny import COLOURS, SHAPES, build_tiny_model
+from tests.tiny import COLOURS, SHAPES, build_tiny_model, write_tiny_records
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,6 +142,25 @@ def test_an_artefact_of_another_model_is_refused(planted, tmp_path, tiny_llava):
         load_steerer(tmp_path / "l2s", model=tiny_llava)
 
 
+def test_captions_and_their_hallucinated_captions_make_a_network_for_several_layers(tmp_path, tiny_llava):
+    write_tiny_records(tmp_path, 24)
+    states, out = tmp_path / "states", tmp_path / "out"
+    assert steer("extract", "--model", tiny_llava, "--records", tmp_path / "records.jsonl", "--images", tmp_path,
+                 "--prompt", "describe the picture", "--layers", "0-1", "--pooling", "mean_answer",
+                 "--out", states) == 0  # fmt: skip
+    data = SteeringData(states)
+    first = next(row for row in data.rows if row["id"] == "sample-0#0")
+    assert first["pos"]["answer"] == "a red square on the left" and first["neg"]["answer"] != first["pos"]["answer"]
+    assert first["behaviour"] == "attribute" and first["group"] == "0"
+    assert steer("fit", "--data", states, "--method", "l2s", "--set", "epochs=2", "--out", out) == 0
+    model = load(tiny_llava)
+    steerer = load_steerer(out, model=tiny_llava)
+    assert steerer.layers == (0, 1) and steerer.read == ContextSpec(0)
+    with steering(model, steerer, alpha=3.0) as s:
+        generate(model, prompts(model).batch())
+    assert s.stats.positions[0] == s.stats.positions[1] > 0
+
+
 # What it must reduce to, in any model.
 
 
@@ -243,6 +262,16 @@ def test_a_released_network_computes_its_formula(tmp_path, nested, dtype):
     expected = np.tanh(x.double().numpy() @ first.T + bias) @ second.T
     np.testing.assert_allclose(method.vectors({ContextSpec(0): x}, None)[1].numpy(), expected, rtol=1e-4, atol=1e-4)
     assert method.net.sizes["hidden"] == 7 and method.alpha == 2.2
+
+
+def test_a_released_network_becomes_an_artefact(tmp_path, tiny_llava):
+    torch.save(upstream_state(), tmp_path / "net.pt")
+    assert steer("import-l2s", "--network", tmp_path / "net.pt", "--model", tiny_llava, "--context-layer", 0,
+                 "--layer", 1, "--alpha", 2.2, "--out", tmp_path / "out") == 0  # fmt: skip
+    x = {ContextSpec(0): torch.randn(2, WIDTH)}
+    expected = import_upstream_net(tmp_path / "net.pt", read=ContextSpec(0), layer=1).vectors(x, None)[1]
+    found = load_steerer(tmp_path / "out", model=tiny_llava)
+    assert torch.equal(found.vectors(x, None)[1], expected) and found.alpha == 2.2
 
 
 def test_a_file_that_is_no_released_network_is_refused_and_nothing_in_it_is_run(tmp_path):

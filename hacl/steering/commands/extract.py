@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +58,6 @@ def layer_keys(text: str) -> list[int | str]:
     """From "14", "-2,-1" or "10-14"."""
     found: list[int | str] = []
     for part in filter(None, map(str.strip, text.split(","))):
-        low, _, high = part.partition("-")
-        ends = (int(low), int(high)) if low.isdigit() and high.isdigit() else None
-        found += range(ends[0], ends[1] + 1) if ends else [layer_key(part)]
+        span = re.fullmatch(r"(\d+)-(\d+)", part)
+        found += range(int(span[1]), int(span[2]) + 1) if span else [layer_key(part)]
     return found

@@ -33,7 +33,15 @@ def run(options: Namespace) -> int:
         for behaviour, inside in numbers["by_behaviour"].items():
             print(f"  {behaviour:20} {shown(inside)}")
     print(f"written: {options.out} ({path.name}: the report)")
+    if options.method == "l2s" and report["test"] and worse_than_affine(report["test"]):
+        print("the network predicts worse than the affine map; try --set input_norm=standardise --set lr=0.001")
     return 0
+
+
+def worse_than_affine(test: dict[str, Any]) -> bool:
+    """Whether the closed form explains more of the test rows than the network."""
+    network, affine = test["l2s"]["r2"], test["affine"]["r2"]
+    return None not in (network, affine) and network < affine
 
 
 def fit(data: SteeringData, options: Namespace) -> tuple[Steerer, dict[str, Any]]:
