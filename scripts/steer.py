@@ -5,13 +5,13 @@
   python scripts/steer.py associate --data STATES --out REPORT
   python scripts/steer.py flexac --data STATES --layers 13-15 --out VECTORS
   python scripts/steer.py inspect VECTORS
-  python scripts/steer.py import-l2s --network NET.pt --model M --context-layer 14 --layer 14 --out VECTORS
+  python scripts/steer.py import-network --network NET.pt --model M --context-layer 14 --layer 14 --out VECTORS
   python scripts/steer.py fold VECTORS --model M --out FOLDED
   python scripts/steer.py COMMAND --help
 
 extract reads every prompt with the reply that is wanted and the one that is not; fit turns the difference of the two
 states into vectors (constant, per sample, or predicted from the prompt by a network); inspect describes either folder;
-import-l2s takes over a network of the released Learn-to-Steer code.
+import-network takes over a network of the released Learn-to-Steer code.
 associate says at which layers the states differ beyond chance, flexac makes FlexAC's calibrated directions, and fold
 writes a copy of a model that needs no steering. docs/learn_to_steer.md and docs/flexac.md go through examples.
 """
@@ -75,10 +75,10 @@ The copy is reloaded with stock classes and must give the logits of the steered 
 example:
   python scripts/steer.py fold runs/mean --model exported/model --alpha 0.5 --out exported/folded
 """
-IMPORT_L2S = """Make an artefact of a network that the released Learn-to-Steer code trained.
+IMPORT_NETWORK = """Make an artefact of a network that the released Learn-to-Steer code trained.
 
-The .pt file is read as tensors only. It does not say which state the network reads and which layer it steers: give both,
-and the model they are of.
+The .pt file is read as tensors only. It does not say which state the network reads and which layer it steers: give
+both, and the model they are of.
 """
 
 
@@ -88,7 +88,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, declare in (
         ("extract", EXTRACT, extract_options), ("fit", FIT, fit_options), ("inspect", INSPECT, inspect_options),
-        ("import-l2s", IMPORT_L2S, import_options),
+        ("import-network", IMPORT_NETWORK, import_options),
         ("associate", ASSOCIATE, associate_options), ("flexac", FLEXAC, flexac_options), ("fold", FOLD, fold_options),
     ):  # fmt: skip
         declare(

@@ -266,7 +266,7 @@ def test_a_released_network_computes_its_formula(tmp_path, nested, dtype):
 
 def test_a_released_network_becomes_an_artefact(tmp_path, tiny_llava):
     torch.save(upstream_state(), tmp_path / "net.pt")
-    assert steer("import-l2s", "--network", tmp_path / "net.pt", "--model", tiny_llava, "--context-layer", 0,
+    assert steer("import-network", "--network", tmp_path / "net.pt", "--model", tiny_llava, "--context-layer", 0,
                  "--layer", 1, "--alpha", 2.2, "--out", tmp_path / "out") == 0  # fmt: skip
     x = {ContextSpec(0): torch.randn(2, WIDTH)}
     expected = import_upstream_net(tmp_path / "net.pt", read=ContextSpec(0), layer=1).vectors(x, None)[1]

@@ -1,4 +1,4 @@
-"""`steer.py import-l2s`: a network of the released Learn-to-Steer code as an artefact."""
+"""`steer.py import-network`: a network of the released Learn-to-Steer code as an artefact."""
 
 from __future__ import annotations
 
