@@ -26,6 +26,7 @@ from hacl.evaluation.statistics import Table
 from hacl.representations.samples import Sample
 from hacl.steering import Steerer, steering
 
+ANSWER_TOKENS = 8  # of a reply to a yes/no question
 POPE = {"accuracy": "accuracy", "f1": "f1", "yes_ratio": "yes_rate"}
 
 
@@ -171,7 +172,7 @@ def _answers(side: Side, tasks: Tasks, label: str, common) -> dict[str, str]:
     if missing:
         raise ValueError(f"no file for image {missing[0]!r} of the questions; give tasks.images")
     samples = [Sample(q.question_id, tasks.images[q.image_id], q.text, None, q.image_id) for q in asked]
-    replies = generate(side, samples, 8, progress=label, **common)
+    replies = generate(side, samples, ANSWER_TOKENS, progress=label, **common)
     return {question.question_id: reply for question, reply in zip(asked, replies, strict=True)}
 
 
