@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_the_whole_chain_from_stores_to_recovery_says_what_was_planted(stores):
     assert concept_stability(features, 6, seeds=(0, 1)).to_json()["adjusted_rand_index"]["mean"] == 1.0
     for found in (grounding, shifts, report):
         json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_words_of_shifts_before_the_final_norm_are_read_with_its_gain(stores):
+    _, original, tuned = stores
+    features = load_pairs(original, tuned, layer=2)
+    gain_D = np.random.default_rng(0).uniform(0.01, 5, 64).astype(np.float32)
+    features = replace(features, readout=replace(features.readout, norm_weight=gain_D))
+    shifts = measure_shift(features, fit_concepts(features, 6), bootstrap=0)
+    said = shift_words(features, shifts)
+    assert said == shifts.words(features.readout, norm_mode="fold")
+    assert said != shifts.words(features.readout, norm_mode="none")
 
 
 def test_the_shift_map_and_the_kinds_of_map_are_rows_for_a_plot(stores):

@@ -14,6 +14,7 @@ from scipy.stats import pearsonr, spearmanr
 from hacl.compare.concept_recovery import ConceptReport, concept_recovery
 from hacl.compare.correlations import correlate
 from hacl.compare.drift import drift
+from hacl.compare.headline import gain_columns
 from hacl.compare.plain import csv_text, plain
 from hacl.representations.grounding import WordRule
 from hacl.representations.readout import Readout
@@ -114,3 +115,21 @@ def test_drift_starts_at_nothing_and_grows_with_the_checkpoints():
     json.dumps(found.to_json(), allow_nan=False)
     with pytest.raises(ValueError, match="two or more"):
         drift(states[:1], ["0"], planted.groups, 6)
+
+
+def test_the_headline_interval_averages_splits_draw_by_draw_and_adds_their_spread():
+    draws_R1 = np.random.default_rng(0).normal(size=(4000, 1)) * 0.1
+    zero_K, zero_RK = np.zeros(2), np.zeros((4000, 2))
+
+    def width(values: list[float], signs: list[int]) -> tuple[float, float]:
+        found = [
+            (np.full(2, value), zero_K, value + sign * draws_R1 + zero_RK, zero_RK)
+            for value, sign in zip(values, signs, strict=True)
+        ]
+        row = gain_columns(found, ("own", "common", "gain"), 50)
+        assert row["own"] == row["gain"] == pytest.approx(np.mean(values)) and row["common"] == 0.0
+        return row["own"] - row["own_low"], row["own_high"] - row["own"]
+
+    assert width([0.5, 0.5], [1, 1]) == pytest.approx((0.196, 0.196), abs=0.01)
+    assert width([0.5, 0.5], [1, -1]) == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert width([0.4, 0.6], [0, 0]) == pytest.approx((0.1 * np.sqrt(2), 0.1 * np.sqrt(2)), abs=0.01)
