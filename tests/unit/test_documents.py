@@ -67,8 +67,9 @@ def ids(calls: list[tuple[Path, str, list[str]]]) -> list[str]:
 
 
 @cache
-def help_of(script: str, subcommand: str | None) -> str:
-    words = [sys.executable, script, *([subcommand] if subcommand else []), "--help"]
+def help_of(script: str, subcommand: str | None, *chosen: str) -> str:
+    """chosen: options that decide which others there are."""
+    words = [sys.executable, script, *([subcommand] if subcommand else []), *chosen, "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
     return done.stdout
@@ -104,7 +105,8 @@ def test_every_documented_command_exists_and_knows_its_options(call):
     subcommand = arguments[0] if arguments and re.fullmatch(r"[a-z][a-z-]+", arguments[0]) else None
     if subcommand:
         assert re.search(rf"\b{subcommand}\b", help_of(script, None)), f"{script} has no {subcommand!r}"
-    known = help_of(script, subcommand)
+    chosen = arguments[arguments.index("--backend") :][:2] if "--backend" in arguments else ()
+    known = help_of(script, subcommand, *chosen)
     unknown = [a for a in arguments if a.startswith("--") and not re.search(rf"{re.escape(a.split('=')[0])}\b", known)]
     assert not unknown, f"{script} {subcommand or ''} does not know {unknown}"
 
