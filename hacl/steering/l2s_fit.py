@@ -16,7 +16,7 @@ from torch import Tensor
 from hacl.steering.l2s import L2SSteerer, SteeringNet
 from hacl.steering.l2s_train import Trained, TrainSettings, check_pairs, preset, train_net
 from hacl.steering.layers import LayerKey
-from hacl.steering.splits import FRACTIONS, given_split, split_groups
+from hacl.steering.splits import FRACTIONS, split_groups
 from hacl.steering.steerer import ContextSpec
 
 RIDGES = tuple(10.0**power for power in range(-4, 5))
@@ -44,7 +44,7 @@ def fit_l2s(
     read: ContextSpec,
     groups: Sequence[str],
     behaviours: Sequence[str],
-    splits: Sequence[str | None] | None = None,
+    split: Mapping[str, np.ndarray] | None = None,
     fractions: Sequence[float] = FRACTIONS,
     settings: TrainSettings | None = None,
     device: str | torch.device = "cpu",
@@ -52,8 +52,8 @@ def fit_l2s(
 ) -> L2SFit:
     """Train on images of its own, stop on others, report on others still.
 
-    targets: {layer: (N, D)}, the vector wanted at each steered layer; read: where the contexts come from; splits: the
-    name of each row's split where the data say so; common: arguments of `Steerer`.
+    targets: {layer: (N, D)}, the vector wanted at each steered layer; read: where the contexts come from; split: row
+    indices as `split_groups` gives them, which is called where none is given; common: arguments of `Steerer`.
 
     The report has, for `l2s`, `mean` (of the training vectors), `affine` and `shuffled` (the network given another
     image's context), r2, cosine, norm_ratio and success on the test rows (see `measure`), over all and by behaviour,
@@ -72,8 +72,8 @@ def fit_l2s(
     targets_NLD = torch.stack([targets[layer].float() for layer in layers], dim=1)
     contexts_NC = contexts_NC.float()
     check_pairs(contexts_NC, targets_NLD, behaviours)
-    split = given_split(splits, groups) if splits is not None else None
-    split = split or split_groups(groups, behaviours, fractions=fractions, seed=settings.seed)
+    if split is None:
+        split = split_groups(groups, behaviours, fractions=fractions, seed=settings.seed)
     trained = train_net(contexts_NC, targets_NLD, behaviours, split, settings, device=device)
     flat = targets_NLD.flatten(1)
     affine, ridge = fit_affine(*(part[split[name]] for name in ("train", "validation") for part in (contexts_NC, flat)))
@@ -84,7 +84,7 @@ def fit_l2s(
         "test": _test(trained.net, affine, contexts_NC, targets_NLD, groups, behaviours, split, settings.seed),
     }  # fmt: skip
     steerers = [L2SSteerer(net, read=read, layers=layers, **common) for net in (trained.net, affine)]
-    return L2SFit(*steerers, trained, split, report)
+    return L2SFit(*steerers, trained, dict(split), report)
 
 
 def fit_affine(

@@ -9,7 +9,7 @@ Shapes: N rows, D hidden size.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,26 +73,30 @@ class SteeringData:
         """fp32 (N, D) after the continuation "pos" or "neg". Raises ValueError for a layer that is not stored."""
         return torch.from_numpy(self._store.read(f"{side}.{layer}"))
 
-    def targets(self, layers: Sequence[LayerKey] | None = None, *, equalise: bool = False) -> dict[LayerKey, Tensor]:
-        """{layer: z (N, D)}. equalise: give every behaviour the same mean length; see `length_factors`."""
+    def targets(
+        self, layers: Sequence[LayerKey] | None = None, *, factors: Mapping[LayerKey, Mapping[str, float]] | None = None
+    ) -> dict[LayerKey, Tensor]:
+        """{layer: z (N, D)}. factors: {layer: {behaviour: what its targets are multiplied by}} of `length_factors`."""
         found = {
             layer: self.states("pos", layer) - self.states("neg", layer)
             for layer in (self.layers if layers is None else layers)
         }
-        if not equalise:
+        if factors is None:
             return found
-        factors = self.length_factors(found)
+        names = self.column("behaviour")
         return {
-            layer: z * torch.tensor([factors[layer][name] for name in self.column("behaviour")])[:, None]
+            layer: z * torch.tensor([factors[layer].get(name, 1.0) for name in names])[:, None]
             for layer, z in found.items()
         }
 
-    def length_factors(self, targets: dict[LayerKey, Tensor]) -> dict[LayerKey, dict[str, float]]:
-        """{layer: {behaviour: mean length over all rows / mean length over its rows}}."""
-        names = np.array(self.column("behaviour"))
+    def length_factors(
+        self, rows: Sequence[int] | np.ndarray, layers: Sequence[LayerKey] | None = None
+    ) -> dict[LayerKey, dict[str, float]]:
+        """{layer: {behaviour: factor}} that give every behaviour of `rows` the mean length of all of them."""
+        names = np.array(self.column("behaviour"))[rows]
         found: dict[LayerKey, dict[str, float]] = {}
-        for layer, z in targets.items():
-            lengths = z.norm(dim=1).numpy()
+        for layer, z in self.targets(layers).items():
+            lengths = z.norm(dim=1).numpy()[rows]
             found[layer] = {
                 str(name): float(lengths.mean() / max(lengths[names == name].mean(), 1e-12))
                 for name in np.unique(names)

@@ -213,7 +213,8 @@ def test_states_of_other_settings_another_model_or_another_layer_are_refused(
 def test_lengths_can_be_equalised_by_behaviour_whatever_the_order_of_rows(tiny, rows, tmp_path):
     read(tiny, rows, tmp_path / "out")
     data = SteeringData(tmp_path / "out")
-    plain, equal = data.targets(), data.targets(equalise=True)
+    every = range(len(data))
+    plain, equal = data.targets(), data.targets(factors=data.length_factors(every))
     names = data.column("behaviour")
     for layer, z in equal.items():
         lengths = {n: z[[i for i, m in enumerate(names) if m == n]].norm(dim=1).mean().item() for n in set(names)}
@@ -222,7 +223,10 @@ def test_lengths_can_be_equalised_by_behaviour_whatever_the_order_of_rows(tiny, 
     read(tiny, rows[::-1], tmp_path / "back")
     back = SteeringData(tmp_path / "back")
     order = [back.column("id").index(name) for name in data.column("id")]
-    torch.testing.assert_close(back.targets(equalise=True)[0][order], equal[0], atol=2e-5, rtol=1e-4)
+    again = back.targets(factors=back.length_factors(every))
+    torch.testing.assert_close(again[0][order], equal[0], atol=2e-5, rtol=1e-4)
+    few = [n for n in every if data.column("id")[n] != "f"]  # a row that was left out changes no factor
+    assert data.length_factors(few) != data.length_factors(every)
 
 
 def test_constant_and_per_sample_steerers_follow_from_the_targets(tiny, rows, tmp_path):

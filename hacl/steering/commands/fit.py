@@ -23,7 +23,7 @@ def run(options: Namespace) -> int:
     """Fit, save, print the numbers."""
     data = SteeringData(options.data)
     steerer, report = fit(data, options)
-    notes = {"method": options.method, "seed": options.seed, "equalise": options.equalise}
+    notes = {"method": options.method, "seed": options.seed, "length_factors": report.pop("length_factors")}
     save_steerer(steerer, options.out, data.provenance(**notes))
     report = {"data": str(options.data), **notes, **report}
     path = Path(options.out) / REPORT
@@ -47,7 +47,10 @@ def worse_than_affine(test: dict[str, Any]) -> bool:
 def fit(data: SteeringData, options: Namespace) -> tuple[Steerer, dict[str, Any]]:
     """The steerer of `options.method`, and what a report says of it."""
     layers = layer_keys(options.layers) if options.layers else list(data.layers)
-    targets = data.targets(layers, equalise=options.equalise)
+    split = data.split(options.fractions, options.seed)
+    factors = data.length_factors(split["train"], layers) if options.equalise else None
+    targets = data.targets(layers, factors=factors)
+    noted = {"length_factors": factors and {str(layer): inside for layer, inside in factors.items()}}
     common = {
         "alpha": options.alpha, "policy": options.policy, "norm": options.norm, "clip": options.clip,
         "model": data.manifest["model"]["fingerprint"],
@@ -56,11 +59,9 @@ def fit(data: SteeringData, options: Namespace) -> tuple[Steerer, dict[str, Any]
     if options.method in ("l2s", "affine"):
         made = fit_l2s(
             data.contexts(), targets, read=data.read, groups=data.column("group"), behaviours=behaviours,
-            splits=data.column("split"), fractions=options.fractions, settings=train_settings(options),
-            device=options.device, **common,
+            split=split, settings=train_settings(options), device=options.device, **common,
         )  # fmt: skip
-        return made.affine if options.method == "affine" else made.steerer, made.report
-    split = data.split(options.fractions, options.seed)
+        return made.affine if options.method == "affine" else made.steerer, {**noted, **made.report}
     train = split["train"]
     steerer = {
         "mean": lambda: mean_steerer(targets, train, **common),
@@ -76,7 +77,7 @@ def fit(data: SteeringData, options: Namespace) -> tuple[Steerer, dict[str, Any]
     numbers = {options.method: measure(predicted, wanted, [behaviours[row] for row in test])} if len(test) else {}
     groups = data.column("group")
     counts = {name: {"rows": len(i), "groups": len({groups[n] for n in i})} for name, i in split.items()}
-    return steerer, {"split": counts, "test": numbers}
+    return steerer, {**noted, "split": counts, "test": numbers}
 
 
 def train_settings(options: Namespace) -> TrainSettings:
