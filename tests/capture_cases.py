@@ -42,7 +42,7 @@ def make_cases(folder, families=FAMILIES) -> dict[str, Case]:
     for family in families:
         shown = [None] * 6 if family in ("text", "gpt2") else [*images, None]
         samples = [
-            Sample(f"s{i}", shown[i], texts[-1 - i], f"the {texts[i]} a red square", f"image-{i // 2}")
+            Sample(f"s{i}", shown[i], texts[-1 - i], f"the {texts[2 * i % 6]} a red square", f"image-{i // 2}")
             for i in range(6)
         ]
         if family in ("llava", "fast_vlm"):

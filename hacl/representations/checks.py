@@ -18,7 +18,7 @@ def check_same(folder: Path, samples: Sequence[Sample], state: Mapping[str, Any]
     """The running hash of the samples that a store holds. Raises ValueError where those were others."""
     done = state.get("samples", 0)
     digest = prefix_digest(samples[:done])
-    if done > len(samples) or state.get("digest", digest.hexdigest()) != digest.hexdigest():
+    if state.get("digest", digest.hexdigest()) != digest.hexdigest():
         raise ValueError(
             f"{folder}: its first {done} samples were others (id, image, prompt or answer differ); "
             "give the same samples in the same order, or choose another folder"

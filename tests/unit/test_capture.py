@@ -38,6 +38,7 @@ def test_states_are_those_of_the_stock_model_at_the_position_that_the_row_names(
     encoder = RowEncoder(case.processor, template=case.template)
     for sample in case.samples[:3]:
         row = encoder.row(sample, sample.answer)
+        assert row.ids[-1] == encoder.tokenizer.eos_token_id
         expected, _ = plain_forward(case, row)
         for name, states_TD in expected.items():
             for kept in [kept for kept in store.rows if kept.sample == sample.id]:
@@ -45,7 +46,7 @@ def test_states_are_those_of_the_stock_model_at_the_position_that_the_row_names(
                 if kept.position is not None:
                     wanted = states_TD[kept.position]
                 else:
-                    where = row.image if kept.selector == "mean_image" else list(range(row.prompt, row.end))
+                    where = row.image if kept.selector == "mean_image" else list(range(row.prompt, len(row.ids) - 1))
                     wanted = states_TD[where].mean(0)
                 np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
 
