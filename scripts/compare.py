@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = parse(sys.argv[1:] if argv is None else argv)
     from hacl.compare.command import execute
+    from hacl.report.comparison import write_comparison
 
     try:
-        return execute(options, {"coco": coco, "pocket": pocket})
+        return execute(options, {"coco": coco, "pocket": pocket}, write_comparison)
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2

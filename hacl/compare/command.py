@@ -20,27 +20,31 @@ from hacl.representations.manifest import write_json
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 Vocabularies = dict[str, Callable[[], dict[str, str]]]
+Report = Callable[[str], Path]
 
 
-def execute(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
+def execute(options: argparse.Namespace, vocabularies: Vocabularies, report: Report) -> int:
     """Run the sub-command; the exit status (1 where a gate was asked for and controls beat the method).
 
-    vocabularies: the built-in ones of `--vocabulary`, by name.
+    vocabularies: the built-in ones of `--vocabulary`, by name; report: writes the page of a folder, returns its path.
 
     Raises:
         ValueError, FileNotFoundError: what is wrong, naming the argument or the file.
     """
     if options.command in ("run", "behaviour"):
-        return _compare(options, vocabularies)
+        return _compare(options, vocabularies, report)
+    if options.command == "report":
+        print(f"written: {report(options.out)}")
+        return 0
     commands: dict[str, Callable[[argparse.Namespace], None]] = {
         "capture": _capture, "inspect": _inspect, "concepts": _concepts, "vectors": _vectors, "recover": _recover,
-        "difference": _difference, "drift": _drift, "report": _report, "import-xlvlms": _import,
+        "difference": _difference, "drift": _drift, "import-xlvlms": _import,
     }  # fmt: skip
     commands[options.command](options)
     return 0
 
 
-def _compare(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
+def _compare(options: argparse.Namespace, vocabularies: Vocabularies, report: Report) -> int:
     comparison = Comparison(settings_of(options), progress=not options.quiet)
     if getattr(options, "dry_run", False):
         print(plan_text(comparison))
@@ -58,7 +62,7 @@ def _compare(options: argparse.Namespace, vocabularies: Vocabularies) -> int:
         found = comparison.recover(**tasks)
         print(found["verdict"])
         failures = found["gate_failures"]
-    _report(options)
+    print(f"written: {report(options.out)}")
     if options.gate and failures:
         print("gate: " + "; ".join(failures))
         return 1
@@ -354,12 +358,6 @@ def _captured(options: argparse.Namespace, model: Path, name: str) -> Path:
     chosen.out = str(Path(options.out) / "features" / name)
     _capture(chosen)
     return Path(chosen.out)
-
-
-def _report(options: argparse.Namespace) -> None:
-    from hacl.report.comparison import write_comparison
-
-    print(f"written: {write_comparison(options.out)}")
 
 
 def _import(options: argparse.Namespace) -> None:
