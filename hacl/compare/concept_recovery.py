@@ -29,6 +29,7 @@ from hacl.representations.dictionaries import Dictionary
 from hacl.representations.grounding import WordRule
 from hacl.representations.readout import Readout
 
+SPECIFIC = 0.01  # gain in R under which a difference beyond noise is still none worth the name
 ALPHAS = tuple(round(0.25 * step, 2) for step in range(9))
 IN_SAMPLE = (
     "in-sample (tautology: with k-means and alpha = 1 the shifted concept is the tuned mean of the same samples; it "
@@ -83,9 +84,8 @@ class ConceptReport:
         if head["gain_over_global"] is None:
             return f"Concept recovery is undefined: no concept of {self.settings['K']} moved and could be matched."
         gain = Interval(head["gain_over_global"], head["gain_over_global_low"], head["gain_over_global_high"], 0, 0)
-        meaning = (
-            "is concept-specific" if gain.excludes(0) and gain.estimate > 0 else "is not shown to be concept-specific"
-        )
+        specific = gain.low is not None and gain.low > 0 and gain.estimate >= SPECIFIC
+        meaning = "is concept-specific" if specific else "is not shown to be concept-specific"
         own, common = f"{head['R_concept']:.2f} with own shifts", f"{head['R_global']:.2f} with one global shift"
         return (
             f"Held-out concept recovery: R = {own}, {common}; difference {format_interval(gain, '+.2f')} over "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -82,6 +83,13 @@ def test_the_report_correlates_consistency_and_magnitude_with_held_out_recovery(
     moved = report().rows
     expected = pearsonr([row["magnitude"] for row in moved], [row["R_held"] for row in moved]).statistic
     assert rows[4]["r"] == pytest.approx(expected) and rows[4]["n"] == 6
+
+
+def test_a_difference_beyond_noise_but_of_no_size_is_not_called_concept_specific():
+    tiny = {"gain_over_global": 0.004, "gain_over_global_low": 0.002, "gain_over_global_high": 0.006}
+    assert "is not shown to be concept-specific" in replace(report(), headline=report().headline | tiny).verdict()
+    large = {name: 10 * value for name, value in tiny.items()}
+    assert "is concept-specific" in replace(report(), headline=report().headline | large).verdict()
 
 
 def test_a_saved_report_is_plain_json_with_a_csv_per_table(tmp_path):
