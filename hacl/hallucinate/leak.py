@@ -114,10 +114,24 @@ def _paired(scores: np.ndarray) -> float:
     return float((scores[1] > scores[0]).mean() + 0.5 * (scores[1] == scores[0]).mean())
 
 
+def _by_image(images: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(images, kind="stable")
+    return np.split(order, np.flatnonzero(images[order][1:] != images[order][:-1]) + 1)
+
+
+def interval_of_mean(values: np.ndarray, images: np.ndarray, seed: int, draws: int = 1000) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean, whole photographs drawn."""
+    groups = _by_image(images)
+    sums = np.array([[values[rows].sum(), len(rows)] for rows in groups])
+    drawn = np.random.default_rng(seed).integers(0, len(groups), (draws, len(groups)))
+    total = sums[drawn].sum(1)
+    means = total[:, 0] / total[:, 1]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
 def _interval(scores: np.ndarray, images: np.ndarray, seed: int, draws: int = 200) -> tuple[float, float]:
     generator = np.random.default_rng(seed)
-    order = np.argsort(images, kind="stable")
-    groups = np.split(order, np.flatnonzero(images[order][1:] != images[order][:-1]) + 1)
+    groups = _by_image(images)
     values = []
     for _ in range(draws):
         rows = np.concatenate([groups[i] for i in generator.integers(0, len(groups), len(groups))])

@@ -21,9 +21,11 @@ from hacl.hallucinate.edits_transplant import transplant_edits
 from hacl.hallucinate.edits_verbs import verb_edits
 from hacl.hallucinate.edits_words import attribute_edits, phrase_edits
 from hacl.hallucinate.filters import DEFAULT_FILTERS, Filter, first_reason
+from hacl.hallucinate.image_text import REASON, ImageTextFilter
 from hacl.hallucinate.lexicon import Lexicon
 from hacl.hallucinate.phrase_bank import phrase_bank
 from hacl.hallucinate.survey import Survey
+from hacl.hallucinate.tagger import TAGGERS, SpacyTagger
 from hacl.hallucinate.vocabulary import default_lexicon
 
 _EDITS = (
@@ -52,7 +54,16 @@ class LexicalHallucinator:
 
     name = source = "lexical"
     is_local_cpu = True
-    options: ClassVar[tuple[BackendOption, ...]] = ()
+    options: ClassVar[tuple[BackendOption, ...]] = (
+        BackendOption(
+            "tagger", "what finds nouns and verbs: the built-in rules, or spaCy (extra)", "rules", choices=TAGGERS
+        ),
+        BackendOption("spacy_pipeline", "package or folder of the spaCy pipeline", "en_core_web_sm"),
+        BackendOption("image_text", "folder or name of an open_clip model: drop what the image supports"),
+        BackendOption("image_text_weights", "file with the weights, where image_text is a name"),
+        BackendOption("image_text_margin", "a cosine must be lower than the caption's by this", 0.0, float),
+        BackendOption("image_root", "folder that image paths start from (for image_text)"),
+    )
 
     def __init__(
         self,
@@ -63,17 +74,33 @@ class LexicalHallucinator:
         cooccurrence: Cooccurrence | None = None,
         survey: Survey | None = None,
         filters: Mapping[str, Filter] = DEFAULT_FILTERS,
+        tagger: str = "rules",
+        spacy_pipeline: str = "en_core_web_sm",
+        image_text: str | None = None,
+        image_text_weights: str | None = None,
+        image_text_margin: float = 0.0,
+        image_root: str | None = None,
     ):
         self.lexicon = default_lexicon() if lexicon is None else lexicon
         self.seed = seed
         self.types = checked_types(types)
         self.cooccurrence = survey.cooccurrence if cooccurrence is None and survey is not None else cooccurrence
-        self.bank = None if survey is None else phrase_bank(survey.sampled(), self.lexicon)
+        if tagger not in TAGGERS:
+            raise ValueError(f"tagger={tagger}: use one of {', '.join(TAGGERS)}")
+        self.tagger = SpacyTagger(spacy_pipeline) if tagger == "spacy" else None
+        self.image_text = None
+        if image_text is not None:
+            given = {"image_root": image_root, "weights": image_text_weights, "margin": image_text_margin}
+            self.image_text = ImageTextFilter(image_text, **given)
+        self.bank = None if survey is None else phrase_bank(survey.sampled(), self.lexicon, self.tagger)
         self.filters = filters
         self.rejections: Counter[str] = Counter()
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "types": sorted(self.types)}
+        made_with = {"seed": self.seed, "types": sorted(self.types)}
+        if self.tagger is not None:
+            made_with["tagger"] = self.tagger.name
+        return made_with | (self.image_text.settings() if self.image_text is not None else {})
 
     def propose_batch(self, items: Sequence[Item], k: int) -> list[list[HallucinatedCaption]]:
         """See `Backend`."""
@@ -86,14 +113,19 @@ class LexicalHallucinator:
         """
         caption_of((record, caption_index))
         draw = random.Random(f"{self.seed}/{record.id}/{caption_index}")
-        context = ImageContext(record, caption_index, self.lexicon, self.cooccurrence, self.bank)
+        context = ImageContext(record, caption_index, self.lexicon, self.cooccurrence, self.bank, self.tagger)
         by_type: dict[str, list[Candidate]] = {}
         for candidate in self.accepted(context, draw):
             by_type.setdefault(candidate.type, []).append(candidate)
-        return [
+        more = k if self.image_text is None else 2 * k  # some will be dropped
+        made = [
             HallucinatedCaption(chosen.text, chosen.type, chosen.span, self.source, caption_index)
-            for chosen in _choose(by_type, k, draw)
+            for chosen in _choose(by_type, more, draw)
         ]
+        if self.image_text is not None:
+            made, supported = self.image_text.keep(record, record.captions[caption_index], made)
+            self.rejections[REASON] += supported
+        return made[:k]
 
     def accepted(self, context: ImageContext, draw: random.Random) -> list[Candidate]:
         """Every candidate that no filter refuses, weighted; refusals are counted."""

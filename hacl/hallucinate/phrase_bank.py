@@ -22,6 +22,7 @@ from hacl.hallucinate.english import (
 from hacl.hallucinate.lexicon import Lexicon, Mention
 from hacl.hallucinate.noun_phrases import ends_at, noun_phrase
 from hacl.hallucinate.plausibility import PERSON, ROLE, subject_class
+from hacl.hallucinate.tagger import VERBS, SpacyTagger
 
 PREPOSITIONS = tuple(
     tuple(phrase.split())
@@ -87,7 +88,7 @@ class PhraseBank:
         return frozenset(head.split()[-1] for _, head in self.pairs)
 
 
-def phrase_bank(records: Iterable[Record], lexicon: Lexicon) -> PhraseBank:
+def phrase_bank(records: Iterable[Record], lexicon: Lexicon, tagger: SpacyTagger | None = None) -> PhraseBank:
     """Count over every caption of some records."""
     events: dict[tuple[str, str], list[Phrase]] = {}
     places: list[Phrase] = []
@@ -96,7 +97,7 @@ def phrase_bank(records: Iterable[Record], lexicon: Lexicon) -> PhraseBank:
     bigrams: Counter[tuple[str, str]] = Counter()
     for record in records:
         for index in range(len(record.captions)):
-            context = ImageContext(record, index, lexicon)
+            context = ImageContext(record, index, lexicon, tagger=tagger)
             words = [word.text for word in context.words]
             bigrams.update(zip(words, words[1:], strict=False))
             for at in range(len(words)):
@@ -133,6 +134,8 @@ def _is_verb(word: str) -> bool:
 def verb_form(context: ImageContext, at: int) -> str:
     """What kind of predicate starts at word `at`: "ing", "is", "are", "finite" (sits), or "" for none of these."""
     word = context.words[at].text
+    if context.is_tagged(at, VERBS) is False:
+        return ""
     if word in ("is", "are", "has", "have"):
         return word
     if len(word) > 4 and word.endswith("ing"):

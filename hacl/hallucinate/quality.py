@@ -16,7 +16,7 @@ from hacl.hallucinate.backends.checks import change_of
 from hacl.hallucinate.context import ImageContext
 from hacl.hallucinate.english import DETERMINERS, article, is_plural, same_text_key, words_of
 from hacl.hallucinate.filters import mentioned, object_present
-from hacl.hallucinate.leak import Leak, Pairs, embedding_leak, score_leak, tfidf_leak
+from hacl.hallucinate.leak import Leak, Pairs, embedding_leak, interval_of_mean, score_leak, tfidf_leak
 from hacl.hallucinate.lexical import LexicalHallucinator
 from hacl.hallucinate.lexicon import Lexicon
 from hacl.hallucinate.survey import Survey
@@ -31,8 +31,9 @@ class QualityReport:
     asked); objects_false: object edits whose new objects neither the annotations nor any caption of the image has;
     grammatical: candidates that pass `grammar_slips`, beside true captions that do; shared_prefix: of the words, before
     the first difference; changed: words exchanged, of the caption's; words: mean difference in length; fluency_gap:
-    nats per word that a language model loses from caption to candidate; false_negatives: captions known of an image ->
-    share of candidates that what was kept back shows to be true."""
+    nats per word that a language model loses from caption to candidate, fluency_interval: 95 % over photographs;
+    false_negatives: captions known of an image -> share of candidates that what was kept back
+    shows to be true."""
 
     records: int = 0
     captions: int = 0
@@ -49,6 +50,7 @@ class QualityReport:
     rejected: dict[str, int] = field(default_factory=dict)
     leaks: list[Leak] = field(default_factory=list)
     fluency_gap: float | None = None
+    fluency_interval: tuple[float, float] | None = None
     false_negatives: dict[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +92,9 @@ def assess(
         scores = _distinct(texts, lambda some: np.asarray(scorer(some))).reshape(2, -1)
         report.leaks.append(score_leak("blind log-likelihood", pairs, -scores, seed=seed))
         length = np.array([len(words_of(text)) for text in texts]).reshape(2, -1)
-        report.fluency_gap = float((scores[0] / length[0] - scores[1] / length[1]).mean())
+        gaps = scores[0] / length[0] - scores[1] / length[1]
+        report.fluency_gap = float(gaps.mean())
+        report.fluency_interval = interval_of_mean(gaps, np.array(pairs.images), seed)
     return report
 
 

@@ -40,7 +40,8 @@ def lines(report: QualityReport) -> list[tuple[str, str]]:
         kinds = ", ".join(f"{kind} {auc:.2f}/{paired:.2f}" for kind, (auc, paired, _) in leak.by_type.items())
         rows += [(f"leak: {leak.probe}", value), ("  by type, AUC/paired", kinds)]
     if report.fluency_gap is not None:
-        rows.append(("fluency gap, nats per word", f"{report.fluency_gap:+.3f}"))
+        low, high = report.fluency_interval or (report.fluency_gap, report.fluency_gap)
+        rows.append(("fluency gap, nats per word", f"{report.fluency_gap:+.3f} [{low:+.3f}, {high:+.3f}]"))
     if report.false_negatives:
         shares = ", ".join(f"{known}: {share:.1%}" for known, share in report.false_negatives.items())
         rows.append(("true after all, by captions known (no annotation)", shares))

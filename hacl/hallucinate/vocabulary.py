@@ -156,8 +156,8 @@ def _attributes() -> tuple[AttributeSet, ...]:
 _NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _VAGUE = {"a couple of": 2, "a pair of": 2, "several": 4, "a few": 3, "many": 5, "a group of": 3, "a bunch of": 4}
 _INSERTIONS = {
-    "person": ("near {np}", "beside {np}", "next to {np}", "behind {np}"),
-    "default": ("near {np}", "next to {np}", "beside {np}", "by {np}"),
+    "person": ("with {np}", "near {np}", "next to {np}", "behind {np}"),
+    "default": ("with {np}", "near {np}", "next to {np}", "with {np}"),
 }
 _FOLLOWERS = (
     _set(

@@ -27,14 +27,13 @@ object | plate, tray, basket, box, pan, pot, platter, bucket, bag, jar, napkin
 object | table, desk, counter, shelf, floor, couch, bed, chair, bench, rug, sofa, cabinet, dresser, blanket, carpet
 object | camera, microphone, guitar, violin, flashlight, broom, hammer, sword, fan, candle
 object | reception, ceremony, party, parade, wedding, meeting, concert, festival
-object | hand, head, foot, leg, arm, face, ear, nose
 object | shirt, jacket, sweater, dress, coat, vest, skirt, scarf
 object | flower, bush, cactus, weed
 object | roof, porch, balcony, chimney
 object | path, road, bridge, stair
 object | airport, station, harbor, garage
 object | pencil, pen, crayon
-object | gift, toy, book, balloon
+object | gift, toy, balloon
 object | awning, tent, roof
 object | hay, straw, wool, wood
 object | breakfast, lunch, dinner

@@ -59,7 +59,7 @@ TORCH_FREE += [f"compare/{name}.py" for name in ("steps", "linear_maps", "concep
 
 # Torch-free to import, but opens weights that the user gives, inside functions.
 LATE_WEIGHTS = ["evaluation/scorers/creative_embedders.py"]
-LATE_WEIGHTS += [f"hallucinate/backends/{name}.py" for name in ("model", "scoring")]
+LATE_WEIGHTS += [f"hallucinate/backends/{name}.py" for name in ("model", "scoring")] + ["hallucinate/image_text.py"]
 HEAVY = {"torch", "transformers", "deepspeed", "peft", "open_clip", "timm", "accelerate", "datasets"}
 
 

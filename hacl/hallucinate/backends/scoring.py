@@ -5,25 +5,42 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+
+def _open(path: Path) -> tuple[Any, Any, str]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path}: no config.json; give the folder of a causal language model")
+    identity = f"{path.name} {hashlib.sha256((path / 'config.json').read_bytes()).hexdigest()[:12]}"
+    model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+    return model, AutoTokenizer.from_pretrained(path, local_files_only=True), identity
 
 
 class TextScorer:
-    """folder: a causal LM with its tokenizer, as transformers saves them; nothing is downloaded."""
+    """folder: a causal LM with its tokenizer, as transformers saves them; nothing is downloaded. loaded: the two
+    themselves instead, of which `folder` then is the name."""
 
-    def __init__(self, folder: str | Path, *, device: str | None = None, batch_size: int = 64):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str | None = None,
+        batch_size: int = 64,
+        loaded: tuple[Any, Any] | None = None,
+    ):
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        path = Path(folder)
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{path}: no config.json; give the folder of a causal language model")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        self.model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True).to(self.device).eval()
-        self.identity = f"{path.name} {hashlib.sha256((path / 'config.json').read_bytes()).hexdigest()[:12]}"
+        if loaded is None:
+            model, self.tokenizer, self.identity = _open(Path(folder))
+        else:
+            (model, self.tokenizer), self.identity = loaded, str(folder)
+        self.model = model.to(self.device).eval()
 
     def log_likelihoods(self, texts: Sequence[str]) -> list[float]:
         """Summed log p of each text after the beginning of text, in nats."""
