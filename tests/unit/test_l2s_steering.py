@@ -233,6 +233,21 @@ def test_an_artefact_gives_the_same_vectors(tmp_path, tiny_llava, changes):
         assert torch.equal(again.vectors(contexts, None)[layer], value)
 
 
+def test_vectors_in_bf16_point_where_those_in_fp32_do(tiny_llava, monkeypatch):
+    method, found = network(read=0), []
+    plain = L2SSteerer.vectors
+    monkeypatch.setattr(L2SSteerer, "vectors", lambda self, *given: found.append(plain(self, *given)) or found[-1])
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load(tiny_llava, dtype)
+        inputs = prompts(model).batch()
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        with steering(model, method):
+            assert torch.isfinite(generate(model, inputs)[1]).all()
+    single, half = (vectors[1] for vectors in found)
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(single, half).min() > 0.999
+
+
 def test_a_network_of_another_width_is_refused(model):
     net = SteeringNet(WIDTH + 1, 4, WIDTH)
     with pytest.raises(ValueError, match="belongs to another model"):
