@@ -45,7 +45,7 @@ class BehaviourSettings:
     concepts: int = 8
     rank: int = 16
     alphas: tuple[float, ...] = ALPHAS
-    policies: tuple[str, ...] = ("all",)
+    policies: tuple[str, ...] = ("last-1", "all")
     text: str = "reference"
     position: str = "answer"
     random_draws: int = 3

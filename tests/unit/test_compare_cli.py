@@ -14,7 +14,7 @@ from tests.tiny import write_tiny_records
 PROMPT = ["--prompt", "describe the picture", "--template", "chat", "--device", "cpu", "--quiet"]
 SMALL = ["-k", "3", "--words", "neutral", "--splits", "2", "--bootstrap", "20", "--controls", "5", "--min-size", "2"]
 BEHAVIOUR = ["--behaviour-concepts", "2", "--alphas", "0.5", "1", "--rank", "2", "--max-new-tokens", "6",
-             "--random-controls", "1"]  # fmt: skip
+             "--random-controls", "1", "--policies", "all"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
