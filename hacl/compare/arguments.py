@@ -207,9 +207,9 @@ def _behaviour(parser: argparse.ArgumentParser) -> None:
         help="layers to steer at, each alone, and all blocks together (default: the captured blocks)")  # fmt: skip
     add("--behaviour-concepts", type=int, default=8, help="per layer, of token states (default: %(default)s)")
     add("--alphas", type=float, nargs="+", default=[0.25, 0.5, 1.0, 1.5, 2.0], help="default: 0.25 0.5 1 1.5 2")
-    add("--policies", nargs="+", default=["last-1", "all"], help="positions that are steered, chosen from on validation: "
-        "last-1 (the last of the prompt and all that is written), all, prompt, generated, text, image (default: last-1 "
-        "all)")  # fmt: skip
+    add("--policies", nargs="+", default=["last-1", "all"], help="positions that are steered, chosen from on "
+        "validation: last-1 (the last of the prompt and all that is written), all, prompt, generated, text, image "
+        "(default: last-1 all)")  # fmt: skip
     add("--position", choices=("answer", "last_prompt", "all"), default="answer",
         help="states that the shifts are fitted on (default: %(default)s)")  # fmt: skip
     add("--rank", type=int, default=16, help="of the low-rank map, the upper reference (default: %(default)s)")
