@@ -73,18 +73,32 @@ def _from_file(parser: argparse.ArgumentParser, path: Path) -> None:
         if name not in actions:
             near = difflib.get_close_matches(name, actions, n=1)
             parser.error(f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        action = actions[name]
-        listed = action.nargs in ("+", "*")
-        items = value if isinstance(value, list) else [value]
-        if action.type is not None:
-            items = [action.type(str(item)) for item in items]
-        if action.choices is not None and any(item not in action.choices for item in items):
-            parser.error(f"--config {path}: {key}={value!r}; choose from {', '.join(map(str, action.choices))}")
-        values[name] = items if listed else items[0]
-        action.required = False
+        if value is None:
+            continue
+        values[name] = _value(parser, actions[name], f"--config {path}: {key}={value!r}", value)
+        actions[name].required = False
     for group in parser._mutually_exclusive_groups:
         group.required &= not any(action.dest in values for action in group._group_actions)
     parser.set_defaults(**values)
+
+
+def _value(parser: argparse.ArgumentParser, action: argparse.Action, where: str, value: Any) -> Any:
+    """A file's value as the command line would give it."""
+    if action.nargs == 0:
+        return value if isinstance(value, bool) else parser.error(f"{where}; expected true or false")
+    several = action.nargs is not None or isinstance(action, argparse._AppendAction)
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, bool | list | dict) for item in items) or not (several or len(items) == 1):
+        parser.error(f"{where}; expected {'texts or numbers' if several else 'one text or number'} (quote yes and no)")
+    try:
+        items = [(action.type or str)(str(item)) for item in items]
+    except ValueError:
+        parser.error(f"{where}; expected {getattr(action.type, '__name__', 'text')}")
+    if action.choices is not None and any(item not in action.choices for item in items):
+        parser.error(f"{where}; choose from {', '.join(map(str, action.choices))}")
+    if isinstance(action.nargs, int) and len(items) != action.nargs:
+        parser.error(f"{where}; expected {action.nargs} values")
+    return items if several else items[0]
 
 
 def layer(text: str) -> int | str:
@@ -127,13 +141,16 @@ def _out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _capture(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("capture").add_argument
-    add(
+def _layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--layers", type=layer, nargs="+", default=[],
         help="blocks from 0 (negative from the end), ranges as 2-5, embed, final_norm, all (default: four blocks "
         "spread over the decoder, and final_norm)",
     )  # fmt: skip
+
+
+def _capture(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("capture").add_argument
     add(
         "--select", nargs="+", default=["mean_generated"],
         help="which states: mean_generated, last_prompt, first_generated, mean_image, predicts:WORD, at:WORD, "
@@ -144,6 +161,10 @@ def _capture(parser: argparse.ArgumentParser) -> None:
         help="teacher_forced: both models read the same text, so that a shift is one of weights; free: each writes its "
         "own, as XL-VLMs does (default: %(default)s)",
     )  # fmt: skip
+
+
+def _batches(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--batch-size", type=int, default=16, help="default: %(default)s")
     add("--max-new-tokens", type=int, default=64, help="of texts that a model writes (default: %(default)s)")
 
@@ -180,7 +201,10 @@ def _concepts(parser: argparse.ArgumentParser) -> None:
         default="english",
         help="tokens that count as words: listed English ones, any of letters, or none (default: %(default)s)",
     )
-    add("--seed", type=int, default=0, help="default: %(default)s")
+
+
+def _seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
 
 def _shifts(parser: argparse.ArgumentParser) -> None:
@@ -224,7 +248,8 @@ def _behaviour(parser: argparse.ArgumentParser) -> None:
         help="count the words of these in captions: colour, place, sentiment, gender_neutral, or a word class such as "
         "positions",
     )  # fmt: skip
-    add("--pope-images", type=int, default=0, help="ask POPE questions on this many images (default: none)")
+    add("--pope-images", type=int, default=0,
+        help="ask POPE questions on this many of the images that confirm (default: none)")  # fmt: skip
     add("--outside", help="records outside the domain of the tuning: replies to them should not change")
     add("--outside-root", help="their image folder (default: --image-root)")
     add("--measure", nargs="+", choices=("chosen", "method", "control"), default=["chosen", "method", "control"],
@@ -300,25 +325,29 @@ def _made(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[str, tuple]] = {
     "run": (
         "capture, analyse, recover and report",
-        (_two_models, _data, _capture, _answer, _concepts, _shifts, _recovery, _behaviour, _run, _out),
+        (_two_models, _data, _layers, _capture, _batches, _answer, _concepts, _seed, _shifts, _recovery, _behaviour,
+         _run, _out),
     ),
-    "capture": ("hidden states of one model into a feature store", (_one_model, _data, _capture, _adapter, _out)),
+    "capture": (
+        "hidden states of one model into a feature store",
+        (_one_model, _data, _layers, _capture, _batches, _adapter, _out),
+    ),
     "inspect": ("what a feature store, dictionary, shift vectors or steering artefact holds", (_inspected,)),
-    "concepts": ("learn and ground the concepts of one feature store", (_features, _concepts, _out)),
-    "vectors": ("shift vectors between two feature stores", (_stores, _concepts, _shifts, _out)),
+    "concepts": ("learn and ground the concepts of one feature store", (_features, _concepts, _seed, _out)),
+    "vectors": ("shift vectors between two feature stores", (_stores, _concepts, _seed, _shifts, _out)),
     "recover": (
         "concepts, shift vectors and held-out recovery between two feature stores",
-        (_stores, _concepts, _shifts, _recovery, _out),
+        (_stores, _concepts, _seed, _shifts, _recovery, _out),
     ),
     "behaviour": (
         "fit interventions on the original and measure how much of the tuned behaviour they recover",
-        (_two_models, _data, _capture, _answer, _concepts, _behaviour, _out),
+        (_two_models, _data, _layers, _batches, _answer, _seed, _behaviour, _out),
     ),
     "difference": (
         "steer one model by the difference of two sets of samples, and measure how targeted that is",
         (_one_model, _data, _difference, _out),
     ),
-    "drift": ("concepts over the checkpoints of one run", (_checkpoints, _concepts, _out)),
+    "drift": ("concepts over the checkpoints of one run", (_checkpoints, _concepts, _seed, _out)),
     "report": ("write report.html again from the files of a comparison", (_made,)),
     "import-xlvlms": ("a feature file of XL-VLMs into a feature store", (_upstream, _out)),
 }  # fmt: skip

@@ -242,8 +242,10 @@ def _texts(first, second, samples, text: str, max_new_tokens: int, batch_size: i
 
 
 def _check_fitted(samples: Sequence[Sample], tasks: Tasks | None, fitted_on: Collection[str]) -> None:
-    asked = [*samples, *(tasks.captions if tasks else ())]
-    shared = sorted({sample.group for sample in asked} & set(fitted_on))
+    tasks = tasks or Tasks()
+    asked = {sample.group for sample in [*samples, *tasks.captions]} | {record.image_id for record in tasks.margins}
+    asked |= {question.image_id for questions in tasks.questions.values() for question in questions}
+    shared = sorted(asked & set(fitted_on))
     if shared:
         raise ValueError(
             f"image {shared[0]!r} ({len(shared)} in all) was used to estimate the vectors; measure on other images"

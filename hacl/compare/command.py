@@ -50,7 +50,10 @@ def _compare(options: argparse.Namespace, vocabularies: Vocabularies, report: Re
         print(plan_text(comparison))
         return 0
     wanted = not getattr(options, "no_behaviour", False)
-    tasks = _tasks(options, comparison, vocabularies) if wanted else {}  # before hours of capture: it may be refused
+    tasks: dict[str, Any] = {}
+    if wanted:  # before hours of capture: it may be refused
+        tasks = _tasks(options, comparison, vocabularies)
+        comparison.parted, comparison.steered_layers()
     comparison.out.mkdir(parents=True, exist_ok=True)
     resolved = {name: value for name, value in vars(options).items() if name != "config"}
     write_json(comparison.out / "config.json", plain(resolved | {"prompt": comparison.prompt}))
@@ -77,13 +80,14 @@ def settings_of(options: argparse.Namespace) -> ComparisonSettings:
         "policies": tuple(options.policies), "text": options.answer, "position": options.position,
         "random_draws": options.random_controls, "seed": options.seed, "measured": tuple(sorted(options.measure)),
     }  # fmt: skip
+    states = {"select": tuple(options.select), "mode": options.mode} if options.command == "run" else {}
     return ComparisonSettings(
         original=options.original, tuned=options.tuned, base=options.base, records=options.records,
         image_root=options.image_root, out=options.out, prompt=options.prompt, template=options.template,
-        captions=options.captions, limit=options.limit, layers=tuple(options.layers), select=tuple(options.select),
-        mode=options.mode, answer=options.answer, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
+        captions=options.captions, limit=options.limit, layers=tuple(options.layers),
+        answer=options.answer, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
         dtype=dtype, device=device, fit_share=options.fit_share, analysis=_analysis(options), behaviour=behaviour,
-        behaviour_layers=tuple(options.behaviour_layers),
+        behaviour_layers=tuple(options.behaviour_layers), **states,
     )  # fmt: skip
 
 
@@ -104,12 +108,11 @@ def _where(options: argparse.Namespace) -> tuple[str, str]:
 
 def plan_text(comparison: Comparison) -> str:
     """What `run` would do, with sizes."""
-    from hacl.compare.recover_behaviour import split_images
     from hacl.representations.parts import find_parts
 
     settings, parts = comparison.settings, find_parts(comparison.models[0])
     layers, samples = parts.resolve(comparison.layers()), comparison.samples
-    fit_on, measure_on = split_images(samples, settings.fit_share, settings.analysis.seed)
+    fit_on, measure_on, _ = comparison.parted
     rows = len(samples) * len(layers) * len(settings.select)
     first = samples[0]
     return "\n".join(
@@ -170,12 +173,10 @@ def _vocabulary(name: str, vocabularies: Vocabularies) -> dict[str, str]:
 
 
 def _questions(comparison: Comparison, images: int, seed: int) -> dict[str, Any]:
-    """POPE questions about the first images on which nothing is fitted, with popularity counted over all records."""
-    from hacl.compare.recover_behaviour import split_images
+    """POPE questions about the first images on which nothing is fitted or chosen; popularity is that of all records."""
     from hacl.evaluation.pope import build_questions
 
-    _, measure_on = split_images(comparison.samples, comparison.settings.fit_share, seed)
-    files = {sample.group: sample.image for sample in measure_on}
+    files = {sample.group: sample.image for sample in comparison.parted[2]}
     objects = {r.image_id or r.id: r.objects for r in comparison.records if r.objects is not None}
     chosen = [image for image in files if image in objects][:images]
     truth = {image: objects[image] for image in chosen}
@@ -328,18 +329,20 @@ def _difference(options: argparse.Namespace) -> None:
 def _drift(options: argparse.Namespace) -> None:
     from hacl.representations.manifest import SCHEMA
 
-    names, stores = [], []
-    for entry in options.checkpoint:
-        name, equals, path = entry.partition("=")
-        names.append(name if equals else Path(entry).name)
-        folder = Path(path if equals else entry)
+    named, stores = [_checkpoint(entry) for entry in options.checkpoint], []
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--checkpoint: {', '.join(names)} are not distinct names; give NAME=PATH")
+    for name, path in named:
+        folder = Path(path)
         manifest = folder / "manifest.json"
         if not (manifest.is_file() and json.loads(read_text(manifest)).get("schema") == SCHEMA):
-            folder = _captured(options, folder, names[-1])
+            folder = _captured(options, path, name)
         stores.append(folder)
+    rule = _analysis(options).rule()
     found = drift_of_stores(
         stores, options.concepts, layer=options.layer, selector=options.selector, names=names,
-        method=options.method, seed=options.seed,
+        method=options.method, seed=options.seed, word_rule=rule, **({"words": None} if rule is None else {}),
     )  # fmt: skip
     path = write_tables(options.out, "drift", found.to_json(), found.tables())
     for row in found.rows:
@@ -347,12 +350,22 @@ def _drift(options: argparse.Namespace) -> None:
     print(f"written: {path}")
 
 
-def _captured(options: argparse.Namespace, model: Path, name: str) -> Path:
+def _checkpoint(entry: str) -> tuple[str, str]:
+    """Name and path of `NAME=PATH`, or of a path alone (which may hold an equals sign)."""
+    name, equals, path = entry.partition("=")
+    if not equals or Path(entry).exists():
+        name, path = Path(entry).name, entry
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"--checkpoint {entry}: {name!r} is no name for a folder; give NAME=PATH")
+    return name, path
+
+
+def _captured(options: argparse.Namespace, model: str, name: str) -> Path:
     """The feature store of a checkpoint, captured now."""
     if not (options.records and options.image_root):
         raise ValueError(f"--checkpoint {model} is no feature store; give --records and --image-root to capture it")
     chosen = argparse.Namespace(
-        **{**vars(options), "model": str(model), "base": None, "captions": 1, "layers": [options.layer]},
+        **{**vars(options), "model": model, "base": None, "captions": 1, "layers": [options.layer]},
         select=[options.selector], mode="teacher_forced", answers=None, max_new_tokens=1,
     )  # fmt: skip
     chosen.out = str(Path(options.out) / "features" / name)

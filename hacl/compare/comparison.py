@@ -18,11 +18,13 @@ from hacl.compare.analysis import AnalysisSettings, analyse, layer_summary
 from hacl.compare.paired_features import load_pairs
 from hacl.compare.plain import plain, write_tables
 from hacl.data.records import Record, read_records
-from hacl.evaluation.runner.source import ModelSource, find_model
+from hacl.evaluation.runner.source import ADAPTER_CONFIG, ModelSource, find_model
+from hacl.models.identity import fingerprint
 from hacl.representations import FeatureStore, samples_from_records
-from hacl.representations.manifest import write_json
-from hacl.representations.parts import FINAL_NORM
+from hacl.representations.manifest import MANIFEST, PROGRESS, write_json
+from hacl.representations.parts import EMBED, FINAL_NORM, find_parts
 from hacl.representations.samples import Sample
+from hacl.steering.layers import LayerKey
 
 ANALYSIS, BEHAVIOUR, SUMMARY = "analysis.json", "behaviour.json", "summary"
 
@@ -75,16 +77,16 @@ class Comparison:
                 f"--original {self.settings.original} is a {first.kind}; export it first (scripts/export.py), so that "
                 "shift vectors can name it"
             )
-        return first, find_model(self.settings.tuned, base=self._base_of_tuned())
+        return first, find_model(self.settings.tuned, base=self._base_of_tuned(first.fingerprint))
 
-    def _base_of_tuned(self) -> str | None:
-        """A checkpoint or adapter over the original needs no --base."""
-        folder = Path(self.settings.tuned)
-        return (
-            self.settings.base
-            if self.settings.base or not (folder / "adapter_config.json").is_file()
-            else (self.settings.original)
-        )
+    def _base_of_tuned(self, original: str) -> str | None:
+        """An adapter is one over the original, unless its own base is here and is another model."""
+        config = Path(self.settings.tuned) / ADAPTER_CONFIG
+        if self.settings.base or not config.is_file():
+            return self.settings.base
+        named = json.loads(read_text(config)).get("base_model_name_or_path") or ""
+        other = Path(named).is_dir() and fingerprint(named) != original
+        return None if other else self.settings.original
 
     @property
     def template(self) -> str:
@@ -106,12 +108,23 @@ class Comparison:
         """(original, tuned, processor); tuned is None where the original is a PEFT wrapper that holds both."""
         first, second = self.sources
         load = {"dtype": self.settings.dtype, "device": self.settings.device}
-        original = first.load(**load)
+        original, processor = first.load(**load), first.processor()
         if self.one_load:
             from peft import PeftModel
 
-            return PeftModel.from_pretrained(original, second.path).eval(), None, first.processor()
-        return original, second.load(**load), first.processor()
+            return PeftModel.from_pretrained(original, second.path).eval(), None, processor
+        self._check_tokenizer(processor, second.processor())
+        return original, second.load(**load), processor
+
+    def _check_tokenizer(self, *processors: Any) -> None:
+        """Both models read the original's tokens, so the tuned one must mean the same by them."""
+        from hacl.representations.encoding import RowEncoder
+
+        if len({RowEncoder(processor).tokenizer_hash() for processor in processors}) > 1:
+            raise ValueError(
+                f"--tuned {self.settings.tuned} has another tokenizer than --original {self.settings.original}; "
+                "the same text would be other tokens, so their states are no pairs"
+            )
 
     @cached_property
     def records(self) -> list[Record]:
@@ -127,10 +140,35 @@ class Comparison:
         """The layers to capture, resolved."""
         if self.settings.layers:
             return list(self.settings.layers)
-        from hacl.representations.parts import find_parts
-
         count = len(find_parts(self.models[0]).blocks)
         return [*sorted({count // 4, count // 2, 3 * count // 4, count - 1}), FINAL_NORM]
+
+    def steered_layers(self) -> tuple[LayerKey, ...]:
+        """The layers that interventions choose from, in forward order: blocks by number, and "final_norm" if named.
+
+        Raises:
+            ValueError: a layer that the model does not have, or none that can be steered.
+        """
+        named = list(self.settings.behaviour_layers)
+        skipped = (EMBED,) if named else (EMBED, FINAL_NORM)
+        names = [n for n in find_parts(self.models[0]).resolve(named or self.layers()) if n not in skipped]
+        if not names:
+            raise ValueError(f"no layer to steer at among {named or self.layers()}; name blocks by --behaviour-layers")
+        return tuple(int(name) if name.isdigit() else name for name in names)
+
+    @cached_property
+    def parted(self) -> tuple[list[Sample], list[Sample], list[Sample]]:
+        """Samples that interventions are fitted on, all others, and those of the others on which nothing is chosen.
+
+        Raises:
+            ValueError: too few images.
+        """
+        from hacl.compare.behaviour import split_samples
+        from hacl.compare.recover_behaviour import SELECT_ON, split_images
+
+        seed = self.settings.behaviour.get("seed", 0)
+        fit_on, measure_on = split_images(self.samples, self.settings.fit_share, seed)
+        return fit_on, measure_on, split_samples(measure_on, SELECT_ON, seed)[1]
 
     # Stages
 
@@ -163,18 +201,20 @@ class Comparison:
         from hacl.representations.encoding import RowEncoder
         from hacl.representations.free import generate_answers
 
-        path = self.out / "features" / f"texts_{self.settings.answer}.json"
-        if not path.is_file():
-            original, tuned, processor = self.models
+        path, settings = self.out / "features" / f"texts_{self.settings.answer}.json", self.settings
+        writer = ("original", "tuned").index(settings.answer)
+        key = digest_of(self.sources[writer].fingerprint, self.template, settings.max_new_tokens, settings.dtype)
+        known = (finished(path, key) or {"texts": {}})["texts"]
+        asked = [sample for sample in self.samples if sample.digest() not in known]
+        if asked:
             found = generate_answers(
-                tuned if self.settings.answer == "tuned" else original,
-                RowEncoder(processor, template=self.template), self.samples,
-                batch_size=self.settings.batch_size, max_new_tokens=self.settings.max_new_tokens,
-                progress=self.progress,
+                self.models[writer], RowEncoder(self.models[2], template=self.template), asked,
+                batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens, progress=self.progress,
             )  # fmt: skip
+            known |= {sample.digest(): found[sample.id] for sample in asked}
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, found)
-        return json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, {"made_from": key, "texts": known})
+        return {sample.id: known[sample.digest()] for sample in self.samples}
 
     def analyse(self, stores: tuple[Path, Path]) -> dict[str, dict[str, Any]]:
         """Concepts, shifts and held-out recovery of every captured layer and selector; {name: analysis}."""
@@ -184,7 +224,8 @@ class Comparison:
             for layer in store.layers:
                 name = analysis_name(layer, selector)
                 folder = self.out / "layers" / name
-                key = digest_of([read_text(s / "manifest.json") for s in stores], asdict(self.settings.analysis))
+                made_from = [read_text(s / name) for s in stores for name in (MANIFEST, PROGRESS)]
+                key = digest_of(made_from, asdict(self.settings.analysis))
                 known = finished(folder / ANALYSIS, key)
                 if known is None:
                     if self.progress:
@@ -199,31 +240,28 @@ class Comparison:
 
     def recover(self, **tasks: Any) -> dict[str, Any]:
         """Behaviour recovery on images that the interventions were not fitted on; tasks: options of `tasks_for`."""
-        from hacl.compare.behaviour import split_samples
         from hacl.compare.recover_behaviour import (
-            SELECT_ON,
             BehaviourSettings,
             fit_methods,
             recover_behaviour,
             reply_rows,
             save_methods,
-            split_images,
             tasks_for,
         )
 
         options = dict(self.settings.behaviour)
         measured = options.pop("measured", None)
         settings = BehaviourSettings(
-            layers=self.settings.behaviour_layers or tuple(n for n in self.layers() if n != FINAL_NORM),
-            template=self.template, batch_size=self.settings.batch_size, **options,
+            layers=self.steered_layers(), template=self.template, batch_size=self.settings.batch_size, **options,
         )  # fmt: skip
-        made_from = [source.fingerprint for source in self.sources], [sample.digest() for sample in self.samples]
-        key = digest_of(made_from, asdict(settings), measured, sorted(tasks), tasks.get("max_new_tokens"))
+        models = [source.fingerprint for source in self.sources], self.settings.dtype
+        data = [sample.digest() for sample in self.samples], self.records, self.prompt, self.settings.fit_share
+        key = digest_of(models, data, asdict(settings), measured, tasks)
         known = finished(self.out / BEHAVIOUR, key)
         if known is not None:
             return known
         original, tuned, processor = self.models
-        fit_on, measure_on = split_images(self.samples, self.settings.fit_share, settings.seed)
+        fit_on, measure_on, confirmed_on = self.parted
         fitted = fit_methods(
             original, tuned, processor, fit_on, settings,
             max_new_tokens=self.settings.max_new_tokens, progress=self.progress,
@@ -236,8 +274,7 @@ class Comparison:
             tasks=asked, measured=measured, progress=self.progress,
         )  # fmt: skip
         report.write(self.out)
-        chosen_on, _ = split_samples(measure_on, SELECT_ON, settings.seed)
-        kept = asked.without({sample.group for sample in chosen_on})
+        kept = asked.without({s.group for s in measure_on} - {s.group for s in confirmed_on})
         content = report.to_json() | {"made_from": key, "replies": reply_rows(report, kept, 12)}
         write_json(self.out / BEHAVIOUR, plain(content))
         return content

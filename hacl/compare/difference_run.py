@@ -125,8 +125,8 @@ def steer_by_difference(
     vectors, each only where its source concept is active) and "random" (control: as long as coarse). evaluate, outside:
     samples of other images than the sets'; where `evaluate` has answers, accuracy by type is measured. folder: of the
     captured states. concepts: K = J; select: fine vectors by "words" (the target words' logits) or by "effect" (on the
-    answers of `evaluate`'s first half, arXiv 2501.03012v1 B.3; the second half is then measured); keep: how many;
-    assign: see `ConceptSteerer`; by default "last_prompt" where the source's states are those, else "state".
+    answers about the first half of the images, arXiv 2501.03012v1 B.3; the other half is then measured); keep: how
+    many; assign: see `ConceptSteerer`; by default "last_prompt" where the source's states are those, else "state".
 
     Raises:
         ValueError: an image in both the sets and the samples measured, an unknown selection, or too few states.
@@ -141,8 +141,10 @@ def steer_by_difference(
     report = DifferenceReport(sets.name, meta={"layer": layer, "policy": policy, "select": select, "seed": seed})
     report.meta["states"] = {"source": len(states.source_ND), "target": len(states.target_ND)}
     measured = list(evaluate)
-    choice = measured[: len(measured) // 2] if select == "effect" else []
-    measured = measured[len(choice) :]
+    images = list(dict.fromkeys(sample.group for sample in measured))
+    chosen_on = set(images[: len(images) // 2]) if select == "effect" else set()
+    choice = [sample for sample in measured if sample.group in chosen_on]
+    measured = [sample for sample in measured if sample.group not in chosen_on]
     fine = fine_vectors(states, sets, concepts, seed)
     if choice:
         fine = _by_effect(fine, ask, choice, layer, float(alphas[0]))

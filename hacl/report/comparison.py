@@ -19,7 +19,7 @@ SHOWN = 4  # images per concept
 CONTROLS = {
     "own": "own shift", "none": "no shift", "global": "one shift for all", "shuffled": "shuffled concepts",
     "permuted": "permuted pairs", "random": "random directions", "other": "another concept's shift",
-    "in_sample": "in-sample (tautology)",
+    "tuned_again": "tuned model's own concepts", "in_sample": "in-sample (tautology)",
 }  # fmt: skip
 
 
@@ -53,11 +53,12 @@ def _head(config: Row) -> list[str]:
     if not config:
         return []
     line = f"original {config.get('original')}, tuned {config.get('tuned')}, records {config.get('records')}"
-    texts = "the same text for both models" if config.get("mode") == "teacher_forced" else "each model's own text"
+    texts = f"the same text for both models ({config.get('answer')})"
+    texts = "each model's own text" if config.get("mode") == "free" else texts
+    concepts = f"{config['concepts']} concepts by {config.get('method')}, " if "concepts" in config else ""
     return [
-        f"<p>{escape(line)}. States under {escape(texts)} ({escape(str(config.get('answer')))}), "
-        f"{escape(str(config.get('concepts')))} concepts by {escape(str(config.get('method')))}, "
-        f"seed {escape(str(config.get('seed')))}. Intervals: 95% over images.</p>"
+        f"<p>{escape(line)}. States under {escape(texts)}, "
+        f"{escape(concepts)}seed {escape(str(config.get('seed')))}. Intervals: 95% over images.</p>"
     ]
 
 

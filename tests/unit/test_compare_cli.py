@@ -110,6 +110,128 @@ def test_what_is_finished_is_not_computed_again(pair, report, monkeypatch, capsy
         compare(pair, report, "--layers", "0", "1", "final_norm", *SMALL, "--seed", "1", "--no-behaviour")
 
 
+@pytest.mark.parametrize("change", ["vocabulary", "fit share", "styles", "truth", "outside", "dtype"])
+def test_behaviour_is_measured_again_when_anything_it_depends_on_changes(pair, report, monkeypatch, change):
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("hacl.compare.recover_behaviour.fit_methods", refuse)
+    vocabulary, styles, more = pair / "vocabulary.json", ["colour", "positions"], []
+    if change == "vocabulary":
+        vocabulary = pair / "words.json"
+        vocabulary.write_text('{"square": "square", "circle": "circle", "disc": "circle"}')
+    if change == "styles":
+        styles = ["colour", "sizes"]
+    if change == "fit share":
+        more = ["--fit-share", "0.4"]
+    if change == "dtype":
+        more = ["--dtype", "bfloat16"]
+    if change == "truth":
+        rows = [json.loads(line) for line in (pair / "records.jsonl").read_text().splitlines()]
+        path = pair / "truth.jsonl"
+        path.write_text("".join(json.dumps(row | {"objects": {"square": 1, "circle": 1}}) + "\n" for row in rows))
+        more = ["--records", str(path)]
+    outside = ["--outside", str(pair / "records.jsonl"), "--measure", "chosen", "--styles", *styles]
+    if change == "outside":
+        (pair / "few.jsonl").write_text("\n".join((pair / "records.jsonl").read_text().splitlines()[:5]))
+        outside[1] = str(pair / "few.jsonl")
+    objects = ["--vocabulary", str(vocabulary), "--pope-images", "4", "--layers", "0", "1", "final_norm"]
+    with pytest.raises(AssertionError, match="computed again"):
+        compare(pair, report, *objects, *BEHAVIOUR, *outside, *more, command=["behaviour"])
+
+
+def test_states_of_other_texts_are_analysed_anew(pair, tmp_path):
+    """Same numbers of rows, same settings: only the texts differ, after the features were thrown away."""
+    options = ["--layers", "0", *SMALL, "--no-behaviour"]
+    assert compare(pair, tmp_path, *options) == 0
+    before = read(tmp_path / "layers/layer_0.mean_generated/analysis.json")
+    rows = [json.loads(line) for line in (pair / "records.jsonl").read_text().splitlines()]
+    other = pair / "turned.jsonl"
+    captions = [row["captions"][0] for row in rows]
+    turned = zip(rows, [*captions[1:], "a green circle"], strict=True)
+    other.write_text("".join(json.dumps(row | {"captions": [text], "hallucinated": []}) + "\n" for row, text in turned))
+    shutil.rmtree(tmp_path / "features")
+    assert compare(pair, tmp_path, *options, "--records", str(other)) == 0
+    after = read(tmp_path / "layers/layer_0.mean_generated/analysis.json")
+    assert after["made_from"] != before["made_from"]
+
+
+def test_texts_that_a_model_wrote_are_written_again_for_another_length_and_for_more_samples(pair, tmp_path):
+    options = ["--layers", "0", *SMALL, "--no-behaviour", "--answer", "tuned"]
+    assert compare(pair, tmp_path, *options, "--limit", "12", "--max-new-tokens", "3") == 0
+    path = tmp_path / "features/texts_tuned.json"
+    short = read(path)["texts"]
+    assert compare(pair, tmp_path, *options, "--limit", "16", "--max-new-tokens", "3") == 0
+    more = read(path)["texts"]
+    assert len(short) == 12 and len(more) == 16 and short.items() <= more.items()
+    shutil.rmtree(tmp_path / "features/original")
+    shutil.rmtree(tmp_path / "features/tuned")
+    assert compare(pair, tmp_path, *options, "--limit", "16", "--max-new-tokens", "9") == 0
+    assert read(path)["texts"] != more
+
+
+def test_questions_are_asked_about_as_many_images_as_were_named_none_of_them_fitted_or_chosen_on(pair, tmp_path):
+    from hacl.compare.arguments import parse
+    from hacl.compare.command import _questions, settings_of
+    from hacl.compare.comparison import Comparison
+
+    models = ["--original", str(pair / "original"), "--tuned", str(pair / "tuned")]
+    data = ["--records", str(pair / "records.jsonl"), "--image-root", str(pair), "--out", str(tmp_path), *PROMPT]
+    comparison = Comparison(settings_of(parse([*models, *data])), progress=False)
+    fit_on, measure_on, confirmed_on = comparison.parted
+    asked = _questions(comparison, 4, 0)
+    images = {question.image_id for questions in asked["questions"].values() for question in questions}
+    assert len(images) == 4 and images <= {sample.group for sample in confirmed_on}
+    assert not images & {sample.group for sample in fit_on} and len(confirmed_on) == len(measure_on) // 2
+
+
+def test_layers_given_as_ranges_are_steered_at_in_forward_order(pair, tmp_path):
+    from hacl.compare.arguments import parse
+    from hacl.compare.command import settings_of
+    from hacl.compare.comparison import Comparison
+
+    models = ["--original", str(pair / "original"), "--tuned", str(pair / "tuned")]
+    data = ["--records", str(pair / "records.jsonl"), "--image-root", str(pair), "--out", str(tmp_path), *PROMPT]
+
+    def steered(*given):
+        return Comparison(settings_of(parse([*models, *data, *given])), progress=False).steered_layers()
+
+    assert steered("--layers", "0-1", "embed", "final_norm") == (0, 1)
+    assert steered("--layers", "-1", "0") == (0, 1)
+    assert steered("--behaviour-layers", "final_norm", "1") == (1, "final_norm")
+    with pytest.raises(ValueError, match="name blocks by --behaviour-layers"):
+        steered("--layers", "final_norm")
+
+
+def test_a_tuned_model_with_other_tokens_is_refused(pair, tmp_path, capsys):
+    from transformers import AutoProcessor
+
+    shutil.copytree(pair / "tuned", pair / "retokenised")
+    processor = AutoProcessor.from_pretrained(pair / "original")
+    processor.tokenizer.add_tokens(["squarecircle"])
+    processor.save_pretrained(pair / "retokenised")
+    assert compare(pair, tmp_path, "--layers", "0", *SMALL, "--no-behaviour", tuned="retokenised") == 2
+    assert "another tokenizer" in capsys.readouterr().err
+
+
+def test_an_adapter_over_another_model_is_not_put_on_the_original(pair, tmp_path):
+    from hacl.compare.comparison import Comparison, ComparisonSettings
+
+    folder = pair / "stranger"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+
+    def sources(base):
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        paths = [str(pair / name) for name in ("original", "stranger", "records.jsonl")]
+        return Comparison(ComparisonSettings(*paths, str(pair), str(tmp_path)))
+
+    assert sources(str(pair / "tuned")).sources[1].base == str(pair / "tuned")
+    assert not sources(str(pair / "tuned")).one_load
+    for moved in (str(pair / "original"), str(pair / "gone")):
+        assert sources(moved).one_load
+
+
 def test_steerers_that_were_fitted_load_for_the_original_and_no_other_model(pair, report):
     from hacl.steering import ArtefactError, load_steerer
 
@@ -183,6 +305,27 @@ def test_drift_follows_checkpoints_from_the_first(pair, tmp_path, capsys):
     assert first["cosine"] == pytest.approx(1) and first["relative_magnitude"] == 0 < last["relative_magnitude"]
     assert main(["report", "--out", str(tmp_path)]) == 0
     assert "Drift over checkpoints" in (tmp_path / "report.html").read_text()
+    features = [f"--checkpoint={name}={tmp_path / 'features' / name}" for name in ("start", "end")]
+    said = {}
+    for words in ("neutral", "none"):
+        out = tmp_path / words
+        assert main(["drift", *features, "--layer", "0", "-k", "3", "--words", words, "--out", str(out)]) == 0
+        said[words] = [row.get("words") for row in read(out / "drift.json")["concepts"]]
+    assert any(said["neutral"]) and not any(said["none"])
+
+
+def test_checkpoints_have_names_of_their_own_and_paths_may_hold_an_equals_sign(tmp_path, capsys):
+    from hacl.compare.command import _checkpoint
+
+    folder = tmp_path / "lr=1" / "model"
+    folder.mkdir(parents=True)
+    assert _checkpoint(str(folder)) == ("model", str(folder))
+    assert _checkpoint(f"late={folder}") == ("late", str(folder))
+    more = ["--layer", "0", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(["drift", "--checkpoint", "a/model", "--checkpoint", "b/model", *more]) == 2
+    assert "not distinct names; give NAME=PATH" in capsys.readouterr().err
+    assert main(["drift", "--checkpoint", "../x=a", "--checkpoint", "b", *more]) == 2
+    assert "no name for a folder" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(pair, tmp_path, capsys):
@@ -204,6 +347,30 @@ def test_a_file_gives_options_that_the_command_line_overrules(pair, tmp_path, ca
     with pytest.raises(SystemExit):
         main(["--config", str(config), "--dry-run"])
     assert "did you mean 'concepts'?" in capsys.readouterr().err
+
+
+def test_a_file_gives_lists_as_lists_and_is_told_what_a_value_should_be(tmp_path, capsys):
+    from hacl.compare.arguments import parse
+
+    config = tmp_path / "options.yaml"
+
+    def parsed(command, **content):
+        config.write_text(yaml.safe_dump({"out": "o", "layer": 1, **content}))
+        return parse([command, "--config", str(config)])
+
+    data = {"model": "m", "records": "r", "image_root": "i"}
+    assert parsed("difference", **data, answer=["yes", 3], prompt=None).answer == ["yes", "3"]
+    assert parsed("drift", checkpoint=["a=x", "y"], quiet=True).checkpoint == ["a=x", "y"]
+    for wrong, message in [
+        ({"answer": [True, "no"]}, "quote yes and no"),
+        ({"answer": ["yes"]}, "expected 2 values"),
+        ({"answer": ["a", "b"], "limit": "many"}, "limit='many'; expected int"),
+        ({"answer": ["a", "b"], "quiet": "no"}, "expected true or false"),
+        ({"answer": ["a", "b"], "limit": [1, 2]}, "expected one text or number"),
+    ]:
+        with pytest.raises(SystemExit):
+            parsed("difference", **data, **wrong)
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

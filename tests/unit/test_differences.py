@@ -270,6 +270,32 @@ def test_one_call_makes_the_vectors_and_measures_them(world, split, tmp_path, se
     assert "| coarse | 8 |" in (tmp_path / "difference.md").read_text()
 
 
+def test_an_image_that_vectors_were_chosen_on_is_not_reported_on(world, split, tmp_path, monkeypatch):
+    """Two questions per image, all first ones before all second ones: halves of the list would share every image."""
+    from hacl.compare import difference_run
+
+    sets, measured = split
+    twice = [*measured, *(Sample(f"{s.id}#1", s.image, "and now", s.answer, s.group) for s in measured)]
+    seen, real = {}, difference_run._by_effect
+
+    def choose(fine, ask, choice, *rest):
+        seen["chosen"] = {sample.group for sample in choice}
+        return real(fine, ask, choice, *rest)
+
+    def count(image_ids, *rest, **named):
+        seen["measured"] = set(image_ids)
+        return targetedness(image_ids, *rest, **named)
+
+    monkeypatch.setattr(difference_run, "_by_effect", choose)
+    monkeypatch.setattr(difference_run, "targetedness", count)
+    steer_by_difference(
+        world.original, world.processor, sets, twice, layer=1, folder=tmp_path, concepts=2, select="effect",
+        max_new_tokens=2, progress=False,
+    )  # fmt: skip
+    assert seen["chosen"] and seen["measured"] and not seen["chosen"] & seen["measured"]
+    assert seen["chosen"] | seen["measured"] == {s.group for s in measured}
+
+
 def test_what_made_the_vectors_is_not_measured_on(world, split, tmp_path):
     sets, measured = split
     with pytest.raises(ValueError, match="keep images apart"):
