@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.edits_words import applies, make
-from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, is_plural
+from hacl.hallucinate.english import (
+    DETERMINERS,
+    FUNCTION_WORDS,
+    Replacement,
+    is_finite_singular,
+    is_plural,
+    noun_run,
+    plural,
+)
 from hacl.hallucinate.noun_phrases import ends_at
 from hacl.hallucinate.phrase_bank import preposition_at
 
@@ -20,6 +28,8 @@ _WHERE = {
     "under": ("on", "next to", "behind"), "above": ("under", "next to"), "around": ("under", "behind"),
     "near": ("under", "on top of"),
 }  # fmt: skip
+_HAVING = frozenset("with has have having including containing features featuring contains wearing".split())
+_QUANTITIES = frozenset("various several many other assorted different identical more lots much".split())
 _CHILDREN = frozenset(
     "child children kid kids boy boys girl girls baby babies toddler toddlers young teen teens teenagers student "
     "students "
@@ -38,6 +48,8 @@ def contradiction_edits(context: ImageContext, draw: random.Random) -> Iterator[
     yield from _children(context)
     yield from _numbers(context)
     yield from _pronouns(context)
+    if context.bank is not None:
+        yield from _denials(context)
 
 
 def _values(context: ImageContext) -> Iterator[Candidate]:
@@ -50,7 +62,7 @@ def _values(context: ImageContext) -> Iterator[Candidate]:
             and words[at - 1].text not in FUNCTION_WORDS | lexicon.numbers.keys()
         ):
             continue
-        if not (said := context.described.get(word.text)):
+        if not (said := _described(context, word.text)):
             continue
         if not ends_at(context, at + 1) and words[at + 1].text not in FUNCTION_WORDS | lexicon.followers:
             continue
@@ -59,11 +71,19 @@ def _values(context: ImageContext) -> Iterator[Candidate]:
                 if not applies(context, values, word.text):
                     continue
                 for new in values.words if values.opposites is None else values.opposites[old]:
+                    if new in _QUANTITIES:
+                        continue
                     alike = any(old in group and new in group for group in values.alike)
                     if new not in said and not alike:
                         noun = context.text[word.start : word.end]
                         edit = Replacement(word.start, word.end, f"{new} {noun[0].lower() + noun[1:]}")
                         yield make(context, "attribute", [edit], new, claims=frozenset({new}))
+
+
+def _described(context: ImageContext, noun: str) -> set[str]:
+    """The words that stand before a noun in any caption of the image; what several are, one of them is."""
+    forms = {noun} if is_plural(noun) else {noun, plural(noun)}
+    return set().union(*(context.described.get(form, ()) for form in forms))
 
 
 def _children(context: ImageContext) -> Iterator[Candidate]:
@@ -109,3 +129,30 @@ def _pronouns(context: ImageContext) -> Iterator[Candidate]:
             claims = frozenset(set(new.split()) - set(old.split()) - {"to", "on", "of", "in", "front"})
             edit = Replacement(words[at].start, words[stop - 1].end, new)
             yield make(context, "relation", [edit], new, claims=claims, weight=0.5)
+
+
+def _denials(context: ImageContext) -> Iterator[Candidate]:
+    """ "with a stove and a sink" -> "with a stove but no sink": the last of several things that something has."""
+    words, lexicon = context.words, context.lexicon
+    at = max((i for i, word in enumerate(words) if word.text == "and"), default=0)
+    governor = next((i for i in range(at - 1, -1, -1) if words[i].text in _HAVING), None)
+    if governor is None or at + 1 == len(words) or at < 2:
+        return
+    listed = words[governor + 1 : at]
+    if any(is_finite_singular(w.text) or w.text.endswith("ing") or w.text in ("that", "who", "of") for w in listed):
+        return
+    known = words[at - 1].text in context.bank.nouns or lexicon.groups_of(words[at - 1].text)
+    if not listed or not known or words[at - 1].text in lexicon.adjectives:
+        return
+    noun = at + 2 if words[at + 1].text in ("a", "an", "some") else at + 1
+    first, stop = noun_run(context.text, words, noun)
+    if first == stop or words[stop - 1].text.endswith(("ing", "ed")) or words[first].text in lexicon.adjectives:
+        return
+    if not ends_at(context, stop) and not (words[stop].text in ("in", "on") and ends_at(context, stop + 2)):
+        return
+    if words[stop - 1].text in lexicon.adjectives or words[stop - 1].text not in context.bank.nouns:
+        return
+    if words[first].text in _QUANTITIES or words[first].text in lexicon.numbers:
+        return
+    edit = Replacement(words[at].start, words[noun - 1].end, "but no")
+    yield make(context, "relation", [edit], "but no", weight=0.3)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hacl.hallucinate.context import Candidate, ImageContext
 from hacl.hallucinate.edits_verbs import implied
 from hacl.hallucinate.edits_words import make
-from hacl.hallucinate.english import Replacement, words_of
+from hacl.hallucinate.english import Replacement, is_plural, words_of
 from hacl.hallucinate.phrase_bank import Phrase, last_place, openings, verb_form
 from hacl.hallucinate.plausibility import PERSON, ROLE, go_together
 
@@ -62,6 +62,8 @@ def _replace(
         if made == most:
             break
         if abs(phrase.words - length) > 2 or phrase.text.lower() == old.lower():
+            continue
+        if "its" in phrase.said and is_plural(words[at - 1].text):
             continue
         claims = frozenset()
         if not absent or kind != "insertion" and not _surely(context, phrase):

@@ -90,7 +90,8 @@ def _verbs(context: ImageContext) -> Iterator[Candidate]:
         before = [mention for mention in context.mentions if mention.stop <= at]
         follows = "" if at + 1 == len(words) else words[at + 1].text
         if old in context.lexicon.plural_verbs and not is_plural(words[at - 1].text):
-            continue
+            if "and" not in {word.text for word in words[max(0, at - 3) : at]} or at < 3:
+                continue
         flies = {word.text for word in words[at + 1 : at + 6]}
         if old not in context.lexicon.known_verbs:
             yield from _anything_else(context, at)

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from functools import cache
 
 from hacl.hallucinate.context import Candidate, ImageContext
-from hacl.hallucinate.english import DETERMINERS, Replacement, apart, apply, noun_run
+from hacl.hallucinate.english import DETERMINERS, FUNCTION_WORDS, Replacement, apart, apply, noun_run
 from hacl.hallucinate.lexicon import AttributeSet, PhraseRule
 
+_COPULAS = frozenset(("is", "are", "looks", "was", "were"))
+_DEGREES = frozenset(
+    "small tiny big large clean dirty tidy neat dry wet old young new modern long short tall bright dark empty busy "
+    "quiet cold hot plain wide narrow thin thick simple crowded".split()
+)
 _LIGHT_WORDS = frozenset("a an the of to in at on from away far up down out his her their with for by".split())
 
 
@@ -41,6 +46,10 @@ def attribute_edits(context: ImageContext, draw: random.Random) -> Iterator[Cand
     """Another value of an attribute, for the nouns it suits."""
     words = context.words
     for at, word in enumerate(words):
+        if context.bank is not None:
+            yield from _predicate(context, at)
+            yield from _listed_colour(context, at)
+            yield from _very(context, at)
         if not _is_plain_adjective(context, at):
             continue
         head = head_noun(context, at + 1)
@@ -51,6 +60,52 @@ def attribute_edits(context: ImageContext, draw: random.Random) -> Iterator[Cand
         else:
             if head and context.bank is not None:
                 yield from _attested_values(context, at)
+
+
+def _predicate(context: ImageContext, at: int) -> Iterator[Candidate]:
+    """ "a door is open" -> "a door is closed": a value said of the noun before "is", not of one after it."""
+    words = context.words
+    if at < 2 or words[at - 1].text not in _COPULAS or words[at - 2].text in FUNCTION_WORDS:
+        return
+    if at + 1 < len(words) and not apart(context.text, words[at], words[at + 1]):
+        if words[at + 1].text not in FUNCTION_WORDS - DETERMINERS - {"of", "to", "for", "up", "down", "out", "as"}:
+            return
+    for values in context.lexicon.attributes:
+        if words[at].text in values.words and applies(context, values, words[at - 2].text):
+            yield from _attribute(context, values, at)
+            return
+
+
+def _listed_colour(context: ImageContext, at: int) -> Iterator[Candidate]:
+    """One of two colours of a thing: "red and white kite" -> "red and green kite"; "black and white" stays whole."""
+    words = context.words
+    if words[at].text not in context.lexicon.adjectives:
+        return
+    for other, noun in ((at + 2, at + 3), (at - 2, at + 1)):
+        if other < 0 or noun >= len(words) or words[(at + other) // 2].text != "and":
+            continue
+        pair = {words[at].text, words[other].text}
+        head = head_noun(context, noun)
+        if not head or pair == {"black", "white"} or words[noun].text in FUNCTION_WORDS or len(pair) < 2:
+            continue
+        for values in context.lexicon.attributes:
+            if values.name != "colour" or not pair <= set(values.words) or not applies(context, values, head):
+                continue
+            near = pair.union(*(group for group in values.alike if group & pair))
+            yield from (made for made in _attribute(context, values, at) if made.phrase not in near)
+            break
+
+
+def _very(context: ImageContext, at: int) -> Iterator[Candidate]:
+    """ "very messy" -> "very tidy": values that have degrees."""
+    if at == 0 or context.words[at - 1].text != "very" or at + 1 == len(context.words):
+        return
+    head = head_noun(context, at + 1)
+    for values in context.lexicon.attributes:
+        if head and values.opposites is not None and context.words[at].text in values.words:
+            if applies(context, values, head):
+                yield from (made for made in _attribute(context, values, at) if made.phrase in _DEGREES)
+                return
 
 
 def _attested_values(context: ImageContext, at: int) -> Iterator[Candidate]:
@@ -99,7 +154,7 @@ def phrase_edits(context: ImageContext, draw: random.Random) -> Iterator[Candida
     """What the lexicon's phrase rules make of the caption; a word belongs to the longest phrase that matches there."""
     taken: set[int] = set()
     spoken = {word.text for word in context.words}
-    for rule in context.lexicon.phrases:
+    for rule in context.lexicon.rules_of(spoken):
         if not spoken.issuperset(_split(rule.phrase)):  # nearly all rules, nearly always
             continue
         length = len(_split(rule.phrase))

@@ -32,7 +32,8 @@ _FINITE = frozenset(
     "wears carries reads cuts watches talks smiles sleeps grazes leans prepares makes takes gets uses tries hits "
     "swings throws catches drinks cooks pulls pushes appears shows features contains seems leads hangs rests performs "
     "skis surfs comes crosses passes moves travels works serves reaches brushes displays gives puts touches "
-    "balances displays includes remains bends licks kicks turns stares kneels peeks enjoys faces".split()
+    "balances displays includes remains bends licks kicks turns stares kneels peeks enjoys faces follows inspects "
+    "officiates enters depicts approaches begins strikes stops winds explores examines attempts consists".split()
 )
 
 

@@ -5,7 +5,7 @@ A `Lexicon` is plain data, so another world (drawn scenes, another domain) passe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -159,6 +159,18 @@ class Lexicon:
     def transitive_verbs(self) -> frozenset[tuple[str, ...]]:
         """The frames whose verbs need an object."""
         return frozenset(group for group in self.verb_groups if {"holding", "holds", "hold"} & set(group))
+
+    @cached_property
+    def _rules(self) -> dict[str, list[tuple[int, PhraseRule]]]:
+        table: dict[str, list[tuple[int, PhraseRule]]] = {}
+        for place, rule in enumerate(self.phrases):
+            table.setdefault(rule.phrase.split()[0], []).append((place, rule))
+        return table
+
+    def rules_of(self, words: Iterable[str]) -> list[PhraseRule]:
+        """The phrase rules that begin with one of some different words, in their order."""
+        found = [entry for word in words for entry in self._rules.get(word, ())]
+        return [rule for _, rule in sorted(found, key=lambda entry: entry[0])]
 
     @cached_property
     def _doings(self) -> dict[str, str]:

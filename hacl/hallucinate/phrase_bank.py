@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from hacl.hallucinate.english import (
 )
 from hacl.hallucinate.lexicon import Lexicon, Mention
 from hacl.hallucinate.noun_phrases import ends_at, noun_phrase
-from hacl.hallucinate.plausibility import PERSON, ROLE, subject_class
+from hacl.hallucinate.plausibility import PERSON, PICTURE, ROLE, WORD, subject_class
 from hacl.hallucinate.tagger import VERBS, SpacyTagger
 
 PREPOSITIONS = tuple(
@@ -39,6 +39,7 @@ _NOT_BEFORE_SUBJECTS = FUNCTION_WORDS - DETERMINERS - {"there", "of"}
 _BESIDE = frozenset(("on", "near", "next to", "behind", "under", "beside", "by", "in front of", "on top of"))
 _NEAR = ("next to", "near", "beside", "behind", "in front of", "by", "close to")
 _AUXILIARIES = frozenset("that which who is are was were".split())
+_PICTURES = frozenset("photo photograph picture image view shot close-up closeup up painting scene".split())
 _UNFIT = frozenset(
     "he she his her hers him they their them each other one another who which that himself herself themselves together "
     "both all row line pair group these this those like as dress bikini skirt beard bra".split()
@@ -158,7 +159,26 @@ def subject_and_verb(context: ImageContext) -> tuple[Mention, int] | None:
 
 
 def openings(context: ImageContext) -> list[tuple[str, str, int]]:
-    """(class of the subject, form, word at which what is said of it begins) for each such beginning.
+    """(class of the subject, form, word at which what is said of it begins) for each such beginning: of the subject,
+    and of a picture or of "there is"."""
+    return [*_predicates(context), *_shown(context)]
+
+
+def _shown(context: ImageContext) -> Iterator[tuple[str, str, int]]:
+    """ "a photo of [a bus]", "there are [two men]": what is shown may be anything of the same number."""
+    words = context.words
+    at = 2 if words and words[0].text == "there" and words[1:2] and words[1].text in ("is", "are") else 0
+    for i in range(1, min(len(words) - 2, 9)):
+        if not at and words[i].text == "of" and words[i - 1].text in _PICTURES:
+            at = i + 1
+    if at and at < len(words) - 1:
+        first = words[at].text
+        counted = first in context.lexicon.numbers or first in ("several", "many")
+        yield PICTURE, "one" if first in ("a", "an") else "many" if counted else "any", at
+
+
+def _predicates(context: ImageContext) -> list[tuple[str, str, int]]:
+    """Of the subject of a caption.
 
     The first preposition or verb after the caption's first noun begins it, and so does each -ing verb soon after. After
     a verb of the subject the next preposition begins the form "place", of the class "subject verb".
@@ -224,7 +244,7 @@ def last_place(context: ImageContext) -> int | None:
 
 def _is_apt(phrase: Phrase, name: str) -> bool:
     """Whether a phrase about a thing may be said of a class of subjects: persons are no "it"."""
-    return not name.startswith((PERSON, ROLE)) or not {"it", "its"} & set(phrase.text.lower().split())
+    return not name.startswith((PERSON, ROLE, WORD)) or not {"it", "its"} & set(phrase.text.lower().split())
 
 
 def _rest(context: ImageContext, at: int) -> Phrase | None:

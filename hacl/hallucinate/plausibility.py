@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from hacl.hallucinate.context import ImageContext
 from hacl.hallucinate.english import Word, plural, singular
 
-PERSON, ROLE = "#person", "#role"
+PERSON, ROLE, PICTURE, WORD = "#person", "#role", "#picture", "?"
 
 # Kinds of one line do and have the same things done to them; any other kind is alone.
 _ALIKE_KINDS = """
@@ -24,6 +24,12 @@ cup bottle
 fork spoon knife
 backpack handbag suitcase
 oven microwave
+plate tray platter
+street road highway
+table desk counter
+building house
+field pasture meadow
+hill slope mountain
 """
 _PEOPLE = frozenset(
     "man woman person people boy girl child kid lady guy gentleman adult teen teenager human tourist couple family "
@@ -84,7 +90,7 @@ _LIGHT = frozenset("a an the of and is are it its has have there".split())
 def subject_class(context: ImageContext, stop: int) -> str:
     """The class of the thing whose name ends before word `stop`; what is said of one of a class suits the others.
 
-    "" where the words name nothing that is known.
+    A word that is in no list is a class of its own, "" is what may have nothing said of it but its own.
     """
     word = context.words[stop - 1].text
     if word in _BABIES:
@@ -96,7 +102,12 @@ def subject_class(context: ImageContext, stop: int) -> str:
         return ROLE
     if mention is not None and (mention.word in mention.kind.words or mention.kind.group == "animal"):
         return _KEYS.get(mention.kind.name, f"#{mention.kind.name}")
-    return singular(word) if context.lexicon.groups_of(word) else ""
+    noun = singular(word)
+    if stop > 1 and context.lexicon.groups_of(f"{context.words[stop - 2].text} {word}"):
+        return f"{context.words[stop - 2].text} {noun}"
+    if not context.lexicon.groups_of(word):
+        return f"{WORD}{word}" if mention is None and word not in context.lexicon.adjectives else ""
+    return _KEYS.get(noun, noun)
 
 
 def go_together(subject: str, before: Collection[Word], new: frozenset[str]) -> bool:
@@ -108,7 +119,7 @@ def go_together(subject: str, before: Collection[Word], new: frozenset[str]) -> 
     old = {word.text for word in before}
     if old & _INDOORS and new & _OUTDOORS or old & _OUTDOORS and new & _INDOORS:
         return False
-    if subject.startswith(ROLE) and new & (_SPORTS | _INDOORS) or subject and "and" in old:
+    if subject.startswith(ROLE) and new & (_SPORTS | _INDOORS) or subject not in ("", PICTURE) and "and" in old:
         return False
     return not (old & new) - _LIGHT - {"in", "on", "at", "to", "with"}
 

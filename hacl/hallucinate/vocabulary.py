@@ -146,7 +146,10 @@ def _attributes() -> tuple[AttributeSet, ...]:
             "formal=casual; casual=formal; expert=novice; professional=amateur; whole=half; colored=grey; "
             "colored=black; grassy=sandy; hardwood=carpeted; blond=dark; windy=calm; tropical=snowy; healthy=fried; "
             "unmade=tidy; vacant=crowded; giant=tiny; elderly=young; multicolored=grey; multiple=two; metallic=wooden; "
-            "blonde=dark; bald=bearded; bearded=bald; decorated=plain; calm=rough; rough=calm; upper=lower",
+            "blonde=dark; bald=bearded; bearded=bald; decorated=plain; calm=rough; rough=calm; upper=lower; "
+            "miniature=life-sized; whimsical=plain; appealing=rotten; elegant=shabby; hearty=tiny; "
+            "summer=winter; winter=summer; electric=steam; leafless=leafy; grown=baby; varied=identical; "
+            "soft=hard; rustic=modern; sharp=dull; rectangular=round; oval=square; shallow=deep",
             not_nouns="time boy girl",
         ),
         _state("skill", "calm=rough; rough=calm", "water ocean sea wave lake"),

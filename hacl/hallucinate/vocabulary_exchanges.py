@@ -168,7 +168,8 @@ parked driving stopped speeding traveling moving turning
 # kinds of a thing = the things
 _MODIFIERS = """
 tennis baseball soccer basketball football volleyball golf hockey rugby = player game match court team field ball coach
-kitchen bathroom bedroom office hotel = sink counter cabinet floor window wall mirror door table scene area shelf room
+kitchen bathroom bedroom office hotel = sink counter cabinet floor window wall mirror door table scene area shelf room \
+view space setting set
 city country village suburban mountain desert = street road area park scene
 school city tour shuttle = bus
 passenger freight steam subway = train
@@ -186,6 +187,10 @@ dinner lunch breakfast = table plate
 passenger fighter = jet plane
 ski snow water = slope resort park
 office computer dining coffee kitchen = desk table chair
+zoo circus = giraffe elephant zebra bear
+park city garden = bench
+metro school city tour = bus
+wine cocktail beer = glass
 christmas palm pine apple orange = tree
 """
 

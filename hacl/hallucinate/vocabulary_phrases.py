@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hacl.hallucinate.lexicon import PhraseRule
 from hacl.hallucinate.vocabulary_rules import PHRASES
 
@@ -38,6 +40,9 @@ _VERBS = {
     "rest": ("resting", "rests"), "buy": ("buying", "buys"), "dry": ("drying", "dries"),
     "snowboard": ("snowboarding", "snowboards"), "skateboard": ("skateboarding", "skateboards"),
     "burn": ("burning", "burns"), "break": ("breaking", "breaks"),
+    "release": ("releasing", "releases"), "taste": ("tasting", "tastes"), "share": ("sharing", "shares"),
+    "sell": ("selling", "sells"), "enjoy": ("enjoying", "enjoys"), "leave": ("leaving", "leaves"),
+    "enter": ("entering", "enters"), "block": ("blocking", "blocks"),
     "take": ("taking", "takes"), "wave": ("waving", "waves"), "roll": ("rolling", "rolls"),
 }  # fmt: skip
 _CLAIMS = {
@@ -98,7 +103,7 @@ make | eat,drop | | person | sandwich pizza food cake
 serve | eat,cook | | person | food cake pizza meal
 fly | fold,repair,carry | | person | kite
 swing | drop,carry,clean | | person | tennis_racket baseball_bat racket bat racquet
-throw | catch,kick | | person | ball frisbee baseball pitch football
+throw | catch | | person | ball frisbee baseball pitch football
 catch | throw,kick | | person | ball frisbee baseball wave football
 kick | throw,catch | | person | ball soccer
 hit | miss,catch,drop | | person | ball tennis baseball
@@ -115,12 +120,21 @@ brush | wash,dry,cut | | person | hair dog cat horse
 pet | feed,chase,wash | | person | dog cat horse elephant sheep cow giraffe
 pull | push | | person | cart wagon suitcase luggage
 push | pull | | person | cart wagon suitcase luggage stroller bicycle
-carry | throw,drop | | person | suitcase surfboard bag luggage box backpack umbrella ball skateboard board
+carry | throw,drop | | person | suitcase surfboard bag luggage box backpack umbrella ball skateboard board kite \
+basket purse
 drink | pour | | person | water wine beer coffee milk
 pose | argue,dance | with next in on near | person |
 wait | argue,dance | at in on near by | person |
 work | sleep,dance | at in | person |
 take | drop | | person | luggage suitcase
+release | catch,drop | | person | ball baseball frisbee kite
+taste | pour,sell | | person | wine beer food coffee
+share | drop,break | | person small | bottle cup plate bowl
+enjoy | leave | | person | reception party ceremony wedding concert
+enjoy | serve,sell | | person | food meal lunch dinner breakfast snack pizza sandwich
+enter | leave | | person vehicle | building room house store station train bus
+hide | wash | | person | face
+hold | drop,fold | | person | photo picture paper newspaper card magazine book
 """
 
 
@@ -130,12 +144,13 @@ def third_persons() -> dict[str, str]:
 
 
 def phrase_rules() -> tuple[PhraseRule, ...]:
-    """Every rule, verbs in both finite and -ing form, longest phrase first."""
+    """Every rule, verbs in the finite form, in -ing and after "to", longest phrase first."""
     rules = [_phrase_rule(line) for line in _lines(PHRASES)]
     for line in _lines(_ACTIONS):
         verb, becomes, followers, subjects, landmarks = line
         news = becomes.split(",")
         allowed = followers.replace("LYING", " ".join(_LYING)).replace("STILL", " ".join(_STILL))
+        claims = {new: frozenset((new, *_VERBS[new], *_CLAIMS.get(new, ()))) for new in news}
         for form in (0, 1):
             rules.append(
                 PhraseRule(
@@ -145,9 +160,17 @@ def phrase_rules() -> tuple[PhraseRule, ...]:
                     _set(landmarks) if landmarks else None,
                     _following(allowed, "STILL" in followers) if followers else None,
                     _set(subjects) if subjects else None,
-                    {_VERBS[new][form]: frozenset((new, *_VERBS[new], *_CLAIMS.get(new, ()))) for new in news},
+                    {_VERBS[new][form]: claims[new] for new in news},
                 )
             )
+        rules.append(
+            replace(
+                rules[-1],
+                phrase=f"to {verb}",
+                replacements=tuple(f"to {new}" for new in news),
+                claims={f"to {new}": claims[new] for new in news},
+            )
+        )
     return tuple(sorted(rules, key=lambda rule: -len(rule.phrase.split())))
 
 

@@ -167,4 +167,51 @@ action | posing for a picture | dancing in a circle | | person
 action | pose for a picture | dance in a circle | | person
 action | crossing | sitting beside,standing beside | street road | person
 action | giving each other a hug | chasing each other | |
+action | pick up | drop off | passenger people person student child |
+action | cutting up | decorating,eating | cake food vegetable carrot fruit meat pizza | person
+action | playing on | repairing,cleaning | computer laptop phone | person
+action | talks on | texts on,plays games on | phone cell_phone cellphone | person
+action | drives down | stops on,parks on | street road highway | vehicle bike
+action | travels down | stops on | street road highway track | vehicle
+action | goes down | stops on | street road highway track | vehicle
+action | go down | stop on | street road highway track | vehicle
+action | drive down | stop on | street road highway | vehicle bike
+action | going by | parked by | | vehicle bike
+action | goes by | stops by | | vehicle bike
+action | stuck in | driving through | traffic | vehicle
+action | crowd | leave | street road | vehicle bike person
+action | nursing from | running away from | | animal
+action | being made | being eaten,being thrown away | | food meal
+action | being cut | being eaten,being thrown away | | food meal
+action | being eaten | being made,being thrown away | | food meal
+action | being cooked | being eaten,being thrown away | | food meal
+action | to be cut | to be baked,to be thrown away | | food meal
+action | to be cooked | to be eaten,to be thrown away | | food meal
+action | to be eaten | to be cooked,to be thrown away | | food meal
+action | follows through | sits down | | person
+action | making their way | sleeping together | | animal
+action | make their way through | sleep beside | street road field | animal
+action | parked on | driving along | end edge shore beach | vehicle
+relation | accompanied by | far from,hidden from | |
+relation | followed by | far from,hidden from | |
+relation | blocked by | next to,far from | |
+relation | leashed to | far from | |
+relation | lined with | far from | |
+relation | detached from | attached to | |
+relation | sticking out of | hidden inside | |
+relation | protruding from | hidden inside | |
+relation | hanging from | lying below,lying under | |
+relation | growing from | lying next to | |
+relation | made of | placed next to,surrounded by | |
+relation | stuffed with | next to,placed on top of | |
+relation | in the bowl | next to the bowl,under the bowl | |
+relation | on the outside | on the inside | |
+attribute | stainless steel | wooden,plastic | |
+attribute | barbed wire | wooden | fence |
+attribute | cut in half | left whole | |
+attribute | close up picture | distant picture | |
+attribute | close up photo | distant photo | |
+attribute | close up view | distant view | |
+attribute | close up shot | distant shot | |
+attribute | close up image | distant image | |
 """
