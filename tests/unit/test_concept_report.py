@@ -17,6 +17,9 @@ from hacl.compare.correlations import correlate
 from hacl.compare.drift import drift
 from hacl.compare.headline import gain_columns
 from hacl.compare.plain import csv_text, plain
+from hacl.compare.recovery_split import Options, make_split, recovery, recovery_draws
+from hacl.compare.resampling import image_draws, numbered_groups, split_rows
+from hacl.compare.transfer import transfer
 from hacl.representations.grounding import WordRule
 from hacl.representations.readout import Readout
 from tests.reference.planted_shift import Planted, planted_shift
@@ -141,3 +144,32 @@ def test_the_headline_interval_averages_splits_draw_by_draw_and_adds_their_sprea
     assert width([0.5, 0.5], [1, 1]) == pytest.approx((0.196, 0.196), abs=0.01)
     assert width([0.5, 0.5], [1, -1]) == pytest.approx((0.0, 0.0), abs=1e-9)
     assert width([0.4, 0.6], [0, 0]) == pytest.approx((0.1 * np.sqrt(2), 0.1 * np.sqrt(2)), abs=0.01)
+
+
+def test_recovery_and_transfer_of_drawn_images_are_those_of_their_rows_repeated():
+    planted = planted_shift(0, per_concept=20)
+    a_ND, b_ND = planted.a_ND, planted.b_ND
+    image_N, images = numbered_groups(planted.groups)
+    fit, held = split_rows(planted.groups, 0.5, 0)
+    split = make_split(a_ND, b_ND, image_N, 6, fit, held, Options(min_size=2), 0)
+    weight_RG = image_draws(images, 3, 0)
+    own_RK, common_RK = recovery_draws(a_ND, b_ND, image_N, split, weight_RG)
+    carried = transfer(a_ND, b_ND, image_N, split, weight_RG, min_size=2)
+    assert split.ok_K.sum() >= 4
+    for r, weight_G in enumerate(weight_RG):
+        times_N = weight_G[image_N].astype(int)
+
+        def mean(x_ND, rows, times_N=times_N):
+            return np.repeat(x_ND[rows], times_N[rows], axis=0).mean(axis=0)
+
+        everything_D = mean(b_ND, fit) - mean(a_ND, fit)
+        for k in np.flatnonzero(split.ok_K):
+            mine, matched = fit[split.concept_fit == k], held[split.concept_held == split.matches[k].b]
+            before_D, shift_D = mean(a_ND, mine), mean(b_ND, mine) - mean(a_ND, mine)
+            gap_D = mean(b_ND, matched) - before_D
+            assert own_RK[r, k] == pytest.approx(recovery(gap_D, shift_D), abs=1e-9)
+            assert common_RK[r, k] == pytest.approx(recovery(gap_D, everything_D), abs=1e-9)
+            theirs = held[split.carried_held == k]
+            moved_D = mean(b_ND, theirs) - mean(a_ND, theirs)
+            assert carried[2][r, k] == pytest.approx(recovery(moved_D, shift_D), abs=1e-9)
+            assert carried[3][r, k] == pytest.approx(recovery(moved_D, everything_D), abs=1e-9)
