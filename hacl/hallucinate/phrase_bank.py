@@ -129,7 +129,7 @@ def preposition_at(context: ImageContext, at: int) -> int:
 
 
 def _is_verb(word: str) -> bool:
-    return len(word) > 4 and word.endswith("ing") or is_finite_singular(word)
+    return len(word) > 4 and word.endswith("ing") and word != "during" or is_finite_singular(word)
 
 
 def verb_form(context: ImageContext, at: int) -> str:
@@ -139,7 +139,7 @@ def verb_form(context: ImageContext, at: int) -> str:
         return ""
     if word in ("is", "are", "has", "have"):
         return word
-    if len(word) > 4 and word.endswith("ing"):
+    if len(word) > 4 and word.endswith("ing") and word != "during":
         return "ing"
     return "finite" if is_finite_singular(word) else ""
 

@@ -51,7 +51,7 @@ _INDOORS = frozenset(
     "kitchen bathroom bedroom room office couch sofa bed oven stove refrigerator fridge microwave toaster toilet sink "
     "tv television desk laptop computer monitor keyboard cabinet cabinets counter countertop shower bathtub tub lamp "
     "carpet rug dresser bookshelf fireplace restaurant cafe library classroom hallway museum store shelf shelves "
-    "indoors ceiling toothbrush wii remote plate plates bowl fork spoon pillow pillows blanket".split()
+    "indoors dining ceiling toothbrush wii remote plate plates bowl fork spoon pillow pillows blanket".split()
 )
 _OUTDOORS = frozenset(
     "street road beach field snow snowy wave waves ocean sea lake river grass grassy park court slope slopes mountain "
@@ -106,7 +106,8 @@ def subject_class(context: ImageContext, stop: int) -> str:
     if stop > 1 and context.lexicon.groups_of(f"{context.words[stop - 2].text} {word}"):
         return f"{context.words[stop - 2].text} {noun}"
     if not context.lexicon.groups_of(word):
-        return f"{WORD}{word}" if mention is None and word not in context.lexicon.adjectives else ""
+        plain = mention is None and word not in context.lexicon.adjectives and word not in context.lexicon.numbers
+        return f"{WORD}{word}" if plain else ""
     return _KEYS.get(noun, noun)
 
 
