@@ -18,7 +18,7 @@ _PLURALS = {
     "tomato": "tomatoes", "batsman": "batsmen",
 }  # fmt: skip
 _SINGULARS = {plural: singular for singular, plural in _PLURALS.items()}
-_NO_AN = re.compile(r"(?:uni(?!n|m)|use|usu|eu|one\b|once|ukulele|ufo|utensil)")
+_NO_AN = re.compile(r"(?:uni(?!n|m)|use|usu|eu|one\b|once|ukulele|ufo|utensil|utility)")
 _AN = re.compile(r"(?:[aeiou]|hour|honest|heir)")
 DETERMINERS = frozenset("a an the his her their its this that these those my our your another some any each".split())
 FUNCTION_WORDS = DETERMINERS | frozenset(

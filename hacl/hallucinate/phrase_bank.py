@@ -14,6 +14,7 @@ from hacl.hallucinate.english import (
     DETERMINERS,
     FUNCTION_WORDS,
     apart,
+    article,
     is_base,
     is_finite_singular,
     is_plural,
@@ -252,6 +253,8 @@ def _rest(context: ImageContext, at: int) -> Phrase | None:
     words = context.words[at:]
     text = context.text[words[0].start : words[-1].end]
     if {word.text for word in words} & _UNFIT or any(mark in text for mark in '.!?;:"()') or text.isupper():
+        return None
+    if any(a.text in ("a", "an") and a.text != article(b.text) for a, b in zip(words, words[1:], strict=False)):
         return None
     said = frozenset(word.text for word in words)
     places = frozenset(word for word in said if context.lexicon.groups_of(word))
