@@ -121,7 +121,7 @@ def _annotate_chunk(
     proposals = _propose(generator, records, k, captions_per_image)
     lines = []
     for record, made in zip(records, proposals, strict=True):
-        result = _with_proposals(record, made, k, report)
+        result = _with_proposals(generator, record, made, k, report)
         lines.append(json.dumps(record_to_json(result), ensure_ascii=False) + "\n")
         report.records += 1
         report.without += _lacks(result)
@@ -152,20 +152,36 @@ def _propose(
 
 
 def _with_proposals(
-    record: Record, made: Sequence[Sequence[HallucinatedCaption]], k: int, report: AnnotationReport
+    generator: Backend,
+    record: Record,
+    made: Sequence[Sequence[HallucinatedCaption]],
+    k: int,
+    report: AnnotationReport,
 ) -> Record:
     found = list(record.hallucinated)
     texts = {same_text_key(caption.text) for caption in found}
     report.captions += len(made)
-    for proposals in made:
-        if len(proposals) < k:
-            report.fewer[len(proposals)] += 1
-        for caption in proposals:
-            if (key := same_text_key(caption.text)) not in texts:
-                texts.add(key)
-                found.append(caption)
-                report.types[caption.type] += 1
+    for index, proposals in enumerate(made):
+        kept = _new(proposals, texts, k)
+        if len(kept) < len(proposals) and generator.is_local_cpu:
+            # Another caption of the record was edited into the same text: take the next best. A model or a server is
+            # not asked again for it.
+            kept += _new(generator.propose_batch([(record, index)], k + len(proposals))[0], texts, k - len(kept))
+        if len(kept) < k:
+            report.fewer[len(kept)] += 1
+        report.types.update(caption.type for caption in kept)
+        found += kept
     return replace(record, hallucinated=tuple(found))
+
+
+def _new(proposals: Sequence[HallucinatedCaption], texts: set[str], most: int) -> list[HallucinatedCaption]:
+    """At most `most` proposals whose texts are not among `texts`, which take them in."""
+    kept = []
+    for caption in proposals:
+        if len(kept) < most and (key := same_text_key(caption.text)) not in texts:
+            texts.add(key)
+            kept.append(caption)
+    return kept
 
 
 def _lacks(record: Record) -> bool:

@@ -216,6 +216,7 @@ class Scripted:
     """Edits for the captions that say so, none for others."""
 
     rejections = Counter()
+    is_local_cpu = True
 
     def propose_batch(self, items, k):
         texts = [(record.captions[index], index) for record, index in items]
@@ -236,6 +237,29 @@ def test_a_caption_that_offers_no_edit_is_passed_over_for_the_next(tmp_path, wan
     report, found = annotate_scripted(tmp_path, [captions], captions_per_image=wanted)
     assert found == [edited]
     assert report.without == 0
+
+
+class Alike:
+    """Edits every caption of a record into the same texts."""
+
+    rejections = Counter()
+
+    def __init__(self, local):
+        self.is_local_cpu = local
+
+    def propose_batch(self, items, k):
+        return [[HallucinatedCaption(f"edit {n}", type="object", of=i) for n in range(k)] for _, i in items]
+
+
+@pytest.mark.parametrize(("local", "kept"), [(True, 2), (False, 0)])
+def test_a_text_that_another_caption_has_taken_makes_room_for_the_next_best(tmp_path, local, kept):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_records(source, [Record("0", captions=("a dog", "a cat"))])
+    report = annotate(source, output, lambda: Alike(local), num_hallucinated=2, settings={})
+    (made,) = read_records(output)
+    assert [h.of for h in made.hallucinated] == [0, 0] + [1] * kept
+    assert len({h.text for h in made.hallucinated}) == 2 + kept
+    assert report.fewer == ({} if local else {0: 1}) and report.types == {"object": 2 + kept}
 
 
 def test_records_left_without_any_are_counted_over_all_runs(tmp_path):
