@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -89,3 +90,48 @@ class ChatServer:
 def echo(body, _asked=0):
     """Answers with the last message."""
     return completion("echo " + str(body["messages"][-1]["content"]))
+
+
+FAULTS = ("429", "500", "timeout", "malformed", "cut", "none")
+
+
+class Faults:
+    """The first attempt at each request fails in one of the ways; later ones reach `answer`, which is counted.
+
+    answer(body, subject): what such a request gets; subject(body): (number, what it is about); delay: seconds until a
+    reply that times out.
+    """
+
+    def __init__(self, answer, subject, delay):
+        self.answer, self.subject, self.delay = answer, subject, delay
+        self.reached, self.played = Counter(), Counter()
+
+    def __call__(self, body, asked):
+        number, about = self.subject(body)
+        fault = FAULTS[number % len(FAULTS)] if asked == 0 else "none"
+        self.played[fault] += 1
+        if fault == "429":
+            return 429, {"Retry-After": "0.2"}, {"error": {"message": "slow down"}}
+        if fault == "500":
+            return 500, {}, "<html>internal error</html>"
+        if fault == "timeout":
+            return 200, {"delay": self.delay}, completion("too late")
+        if fault == "malformed":
+            return 200, {}, '{"choices": [{"message": {"content": "'
+        if fault == "cut":
+            return 200, {"cut": 9}, completion("cut off")
+        self.reached[json.dumps(body, sort_keys=True)] += 1
+        return self.answer(body, about)
+
+
+def forwarding(url):
+    """An answer for `Faults`: what a real server at `url` says."""
+
+    def answer(body, _about):
+        request = urllib.request.Request(
+            url + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as response:
+            return json.loads(response.read())
+
+    return answer

@@ -12,47 +12,23 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from hacl.data.records import Record, read_records, write_records
 from hacl.hallucinate import make_hallucinator
-from tests.chat_server import ChatServer, completion
+from tests.chat_server import FAULTS, ChatServer, Faults, completion, forwarding
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = ("429", "500", "timeout", "malformed", "cut", "none")
 REAL = {name: os.environ.get(f"HACL_CHAT_{name}") for name in ("URL", "MODEL")}
 
 pytestmark = pytest.mark.slow
 
 
-class Faults:
-    """The first attempt at each request fails in one of the ways; later ones reach `answer`, which is counted."""
-
-    def __init__(self, answer, delay):
-        self.answer, self.delay = answer, delay
-        self.reached, self.played = Counter(), Counter()
-
-    def __call__(self, body, asked):
-        caption = re.search(r"Caption: (.*)", body["messages"][1]["content"])[1]
-        number = int(re.search(r"number (\d+)", caption)[1])
-        fault = FAULTS[number % len(FAULTS)] if asked == 0 else "none"
-        self.played[fault] += 1
-        if fault == "429":
-            return 429, {"Retry-After": "0.2"}, {"error": {"message": "slow down"}}
-        if fault == "500":
-            return 500, {}, "<html>internal error</html>"
-        if fault == "timeout":
-            return 200, {"delay": self.delay}, completion("too late")
-        if fault == "malformed":
-            return 200, {}, '{"choices": [{"message": {"content": "A cat'
-        if fault == "cut":
-            return 200, {"cut": 9}, completion("A cat")
-        self.reached[json.dumps(body, sort_keys=True)] += 1
-        return self.answer(body, caption)
+def subject(body):
+    caption = re.search(r"Caption: (.*)", body["messages"][1]["content"])[1]
+    return int(re.search(r"number (\d+)", caption)[1]), caption
 
 
 def fake(_body, caption):
@@ -62,22 +38,13 @@ def fake(_body, caption):
     return 200, {"delay": 0.02}, completion(text)
 
 
-def forwarded(body, _caption):
-    """What the real server says."""
-    request = urllib.request.Request(
-        REAL["URL"] + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600) as response:
-        return json.loads(response.read())
-
-
 def captioned(count):
     """Records whose captions name their number; every eighth one is about a fox."""
     return [Record(str(n), captions=(f"A {'fox' if n % 8 == 3 else 'dog'} on hill number {n}.",)) for n in range(count)]
 
 
 def test_failures_are_retried_nonsense_is_counted_and_a_second_run_asks_nothing(tmp_path):
-    records, faults = captioned(12), Faults(fake, delay=8)
+    records, faults = captioned(12), Faults(fake, subject, delay=8)
     results = []
     with ChatServer(faults) as server:
         for _ in range(2):
@@ -126,7 +93,7 @@ def killed_and_started_again(folder, server, after, *arguments, model="m"):
 def test_a_killed_run_over_faults_loses_no_record_and_pays_for_no_reply_twice(tmp_path):
     records = captioned(24)
     write_records(tmp_path / "in.jsonl", records)
-    faults = Faults(fake, delay=6)
+    faults = Faults(fake, subject, delay=6)
     options = ("--concurrency", "4", "--timeout-s", "4", "--num-hallucinated", "2", "--candidates", "4")
     with ChatServer(faults) as server:
         between, output = killed_and_started_again(tmp_path, server, 8, *options)
@@ -146,7 +113,7 @@ def test_a_killed_run_over_faults_loses_no_record_and_pays_for_no_reply_twice(tm
 def test_a_real_server_behind_the_same_faults(tmp_path):
     records = captioned(8)
     write_records(tmp_path / "in.jsonl", records)
-    faults = Faults(forwarded, delay=101)
+    faults = Faults(forwarding(REAL["URL"]), subject, delay=101)
     options = ("--concurrency", "2", "--timeout-s", "100", "--num-hallucinated", "2", "--select", "first")
     started = time.monotonic()
     with ChatServer(faults) as server:

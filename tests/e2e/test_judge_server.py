@@ -12,44 +12,21 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.chat_server import ChatServer, completion
+from tests.chat_server import FAULTS, ChatServer, Faults, completion, forwarding
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = ("429", "500", "timeout", "malformed", "cut", "none")
 REAL = {name: os.environ.get(f"HACL_JUDGE_{name}") for name in ("URL", "MODEL")}
 
 pytestmark = pytest.mark.slow
 
 
-class Faults:
-    """The first attempt at each request fails in one of the ways; later ones reach `answer`, which is counted."""
-
-    def __init__(self, answer, delay):
-        self.answer, self.delay = answer, delay
-        self.reached, self.played = Counter(), Counter()
-
-    def __call__(self, body, asked):
-        number = int(re.search(r"Question (\d+)\?", body["messages"][0]["content"])[1])
-        fault = FAULTS[number % len(FAULTS)] if asked == 0 else "none"
-        self.played[fault] += 1
-        if fault == "429":
-            return 429, {"Retry-After": "0.2"}, {"error": {"message": "slow down"}}
-        if fault == "500":
-            return 500, {}, "<html>internal error</html>"
-        if fault == "timeout":
-            return 200, {"delay": self.delay}, completion("Rating: 0")
-        if fault == "malformed":
-            return 200, {}, '{"choices": [{"message": {"content": "Rating: 0'
-        if fault == "cut":
-            return 200, {"cut": 9}, completion("Rating: 0")
-        self.reached[json.dumps(body, sort_keys=True)] += 1
-        return self.answer(body, number)
+def subject(body):
+    number = int(re.search(r"Question (\d+)\?", body["messages"][0]["content"])[1])
+    return number, number
 
 
 def fake(body, number):
@@ -60,15 +37,6 @@ def fake(body, number):
         {"delay": 0.05},
         completion("Hard to say." if number % 4 == 3 and not again else f"Rating: {number % 7}"),
     )
-
-
-def forwarded(body, _number):
-    """What the real server says."""
-    request = urllib.request.Request(
-        REAL["URL"] + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600) as response:
-        return json.loads(response.read())
 
 
 def predictions(folder, count):
@@ -121,7 +89,7 @@ def reviews(folder):
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL], ids=["interrupt", "kill"])
 def test_nothing_is_lost_and_nothing_is_asked_twice_over_faults_and_a_restart(tmp_path, sign):
     rows = predictions(tmp_path, 24)
-    faults = Faults(fake, delay=6)
+    faults = Faults(fake, subject, delay=6)
     options = ("--concurrency", "4", "--timeout", "4")
     with ChatServer(faults) as server:
         between, output = stopped_and_started_again(tmp_path, server, sign, 8, *options)
@@ -137,7 +105,7 @@ def test_nothing_is_lost_and_nothing_is_asked_twice_over_faults_and_a_restart(tm
 @pytest.mark.skipif(None in REAL.values(), reason="set HACL_JUDGE_URL and HACL_JUDGE_MODEL to a server that runs")
 def test_a_real_server_behind_the_same_faults(tmp_path):
     rows = predictions(tmp_path, 8)
-    faults = Faults(forwarded, delay=121)
+    faults = Faults(forwarding(REAL["URL"]), subject, delay=121)
     options = ("--concurrency", "2", "--timeout", "120", "--max-tokens", "12")
     with ChatServer(faults) as server:
         started = time.monotonic()
