@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -246,23 +244,6 @@ def memory(options: argparse.Namespace) -> list[dict[str, float]]:
     return found
 
 
-def hardware(device: str) -> dict[str, object]:
-    """What the figures belong to."""
-    import torch
-
-    from hacl.models.identity import versions
-
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in cpu.splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": versions(),
-    }
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder (default: an untrained pocket model)")
@@ -300,6 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{name:17} {row['rows_per_second']:8.1f} rows/s  x{gain:.1f} [{low:.1f}, {high:.1f}]  "
             f"{row['forwards']} forwards, {row['bytes_copied']:,} bytes copied"
         )
+    from hacl.models.identity import hardware
+
     content = {"hardware": hardware(options.device), "settings": vars(options), "results": found}
     if any(options.memory):
         content["memory"] = memory(options)

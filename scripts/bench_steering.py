@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -153,22 +151,6 @@ def measure(model, batch: int, new: int, rounds: int) -> dict[str, dict]:
     return found
 
 
-def hardware(device: str) -> dict[str, object]:
-    """What the figures belong to."""
-    import torch
-    import transformers
-
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in cpu.splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder (default: a small random LLaVA)")
@@ -201,6 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.json:
         settings = {name: getattr(options, name) for name in ("model", "dtype", "batch", "new", "rounds")}
+        from hacl.models.identity import hardware
+
         content = {"hardware": hardware(device), "settings": settings, "results": found}
         Path(options.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(f"written: {options.json}")
