@@ -82,6 +82,16 @@ def test_every_digit_is_that_of_the_published_arithmetic(parser, seed):
         assert item["parsed"] == PARSERS[parser](replies[item["question_id"] - 1])
 
 
+def test_a_confusion_matrix_worked_out_by_hand():
+    cells = {("yes", "yes"): 3, ("yes", "no"): 1, ("no", "yes"): 2, ("no", "no"): 4}  # (reply, label): questions
+    pairs = [pair for pair, count in cells.items() for _ in range(count)]
+    answers = [{"question_id": n, "answer": reply, "question": "?"} for n, (reply, _) in enumerate(pairs)]
+    asked = [{"question_id": n, "image": "a", "text": "?", "label": label} for n, (_, label) in enumerate(pairs)]
+    found = score("pope", answers, asked).metrics
+    assert (found["TP"], found["FP"], found["FN"], found["TN"]) == (3, 1, 2, 4)
+    assert found["accuracy"] == pytest.approx(0.7) and found["f1"] == pytest.approx(2 / 3)
+
+
 def test_sums_by_image_add_up_to_the_metrics():
     draw = random.Random(0)
     labels = [draw.choice(["yes", "no"]) for _ in range(60)]

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hacl.representations.manifest import differences
+
 MERGED, SHARDS, RUN = "answers.jsonl", "answers.rank*.jsonl", "run.json"
 
 
@@ -36,7 +38,7 @@ class AnswerStore:
         if path.is_file():
             there = json.loads(path.read_text(encoding="utf-8"))
             if there.get("config_hash") != self.hash:
-                changed = "; ".join(_differences(there.get("config", {}), self.config)) or "another version wrote it"
+                changed = "; ".join(differences(there.get("config", {}), self.config)) or "another version wrote it"
                 raise ValueError(f"{path}: replies of another configuration are here ({changed}); choose another --out")
         elif write:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,14 +136,3 @@ def _drop_torn_line(path: Path) -> None:
         content = stream.read()
         if content and not content.endswith(b"\n"):
             stream.truncate(content.rfind(b"\n") + 1)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*before, *now}):
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a!r} there, {b!r} here")
-    return found
