@@ -56,3 +56,26 @@ def test_a_picture_may_be_of_what_another_caption_shows():
 def test_a_verb_after_to_becomes_another():
     throwing = record("A man about to throw a ball.", objects={"person": 1})
     assert texts(throwing, "action") == {"A man about to catch a ball."}
+
+
+def test_a_value_that_another_caption_names_is_contradicted_and_never_repeated():
+    plates = texts(record("A plate on a table.", "A white plate and a red plate on a table."), "attribute")
+    assert {"A blue plate on a table.", "An orange plate on a table."} <= plates
+    assert not any("white" in text or "red plate" in text for text in plates)
+    assert texts(record("A plate on a table.", "Food on a table."), "attribute") == set()
+
+
+def test_people_become_children_only_where_others_tell_of_grown_ones():
+    grown = ("A man and a woman in a park.", "Some men stand in a park.")
+    made = texts(record("People in a park.", "Two women walk in a park.", *grown), "attribute")
+    assert made == {"Children in a park."}
+    assert texts(record("People in a park.", "Two women walk with children.", *grown), "attribute") == set()
+
+
+def test_a_number_is_larger_than_any_that_another_caption_counts():
+    made = texts(record("Some dogs on grass.", "Two dogs on grass."), "number")
+    assert made == {"Three dogs on grass.", "Four dogs on grass.", "Five dogs on grass."}
+
+
+def test_a_place_told_by_a_pronoun_changes():
+    assert "A table with a lamp under it." in texts(record("A table with a lamp on it."), "relation")
