@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--template", choices=("auto", "plain", "chat"), default="auto", help="default: as the model was tuned")
     add("--dial", type=float, default=2.0, help="where the dial and its sweep end; default: %(default)s")
     add("--max-new-tokens", type=int, default=64, help="at first; default: %(default)s")
-    add("--device", default="cpu", help="default: %(default)s")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
     add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only")
     add("--port", type=int, help="default: a free one from 7860 on")
@@ -90,13 +90,14 @@ def serve(options: argparse.Namespace) -> AbstractContextManager[str]:
     if options.records is not None:
         pictures = Pictures.read(options.records, options.images, options.examples)
 
+    from hacl.evaluation.runner.ranks import local_device
     from hacl.playground.answers import Speaker, open_source
     from hacl.playground.app import serving
     from hacl.playground.page import Page
 
     source = open_source(options.model, base=options.base, revision=options.revision)
     template = (source.template or "plain") if options.template == "auto" else options.template
-    model = source.load(dtype=options.dtype, device=options.device)
+    model = source.load(dtype=options.dtype, device=local_device(options.device))
     page = Page(
         Speaker(model, source.processor(), template), artefacts, extractor, pictures,
         prompt=options.prompt if options.prompt is not None else source.prompt or "Describe this image.",

@@ -68,6 +68,10 @@ Distances with their null, coherence against random labels, held-out AUC, stabil
 
 example:
   python scripts/steer.py associate --data runs/caption_states --out runs/caption_layers
+  python scripts/steer.py associate --data runs/caption_states --model MODEL --records hallucinated.jsonl \\
+      --images images --out runs/caption_layers
+
+The second also puts grounded states into associative runs, block by block, and draws what distance that leaves.
 """
 FLEXAC = """Make a FlexAC artefact from extracted states: alpha -1 is faithful, +1 creative.
 
@@ -108,11 +112,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def model_options(add: Callable) -> None:
-    add("--model", required=True, help="exported or stock folder, checkpoint of train.py, LoRA adapter, hub:owner/name")
+def model_options(add: Callable, *, required: bool = True) -> None:
+    add(
+        "--model",
+        required=required,
+        help="exported or stock folder, checkpoint of train.py, LoRA adapter, hub:owner/name",
+    )
     add("--base", help="folder of the base model of a checkpoint or adapter, if it moved")
     add("--template", choices=("auto", "plain", "chat"), default="auto", help="default: as the model was tuned")
-    add("--device", default="cpu", help="default: %(default)s")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: %(default)s")
 
 
@@ -158,6 +166,11 @@ def inspect_options(add: Callable) -> None:
 
 def associate_options(add: Callable) -> None:
     add("--data", type=Path, required=True, help="folder that extract wrote")
+    add("--records", metavar="FILE", help="records to replace states in, block by block; needs --model and --images")
+    add("--images", metavar="DIR", help="folder that image paths start from")
+    add("--prompt", default="", help="what the captions of --records answer")
+    model_options(add, required=False)
+    add("--limit", type=int, default=16, help="of --records: the first N rows, L + 2 passes each; default: %(default)s")
     add("--window", type=int, default=3, help="adjacent layers to suggest; default: %(default)s")
     add("--draws", type=int, default=1000, help="bootstrap draws over groups; default: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
@@ -226,20 +239,21 @@ def pocket_words() -> dict[str, str]:
 
 def open_model(options: argparse.Namespace) -> tuple[Any, Any, str]:
     """(model, processor, template) of --model."""
+    from hacl.evaluation.runner.ranks import local_device
     from hacl.evaluation.runner.source import find_model
 
     source = find_model(options.model, base=options.base)
     template = (source.template or "plain") if options.template == "auto" else options.template
-    return source.load(dtype=options.dtype, device=options.device), source.processor(), template
+    return source.load(dtype=options.dtype, device=local_device(options.device)), source.processor(), template
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     try:
-        if options.command == "extract":
-            from hacl.steering.commands import extract
+        if options.command in ("extract", "associate"):
+            from importlib import import_module
 
-            return extract.run(options, open_model)
+            return import_module(f"hacl.steering.commands.{options.command}").run(options, open_model)
         if options.command == "generate":
             from hacl.study.commands import generate
 

@@ -46,6 +46,25 @@ def test_the_report_names_every_layer(states, tmp_path, capsys):
     assert len(content["stability"]) == 2 and (tmp_path / "association.md").is_file()
 
 
+def test_the_report_draws_what_replacement_leaves(states, tiny_llava, tmp_path, capsys):
+    records = states.parent / "records.jsonl"
+    arguments = ["associate", "--data", str(states), "--window", "1", "--draws", "20", "--model", str(tiny_llava)]
+    arguments += ["--records", str(records), "--images", str(states.parent), "--limit", "3", "--template", "plain"]
+    assert steer.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "replaced by grounded state, 3 pairs" in capsys.readouterr().out
+    maps = json.loads((tmp_path / "association.json").read_text())["replacements"]
+    assert list(maps) == ["grounded state", "control: grounded state of another image"]
+    own = maps["grounded state"]["ratios"]
+    assert own[0][0] < 1e-6 and own[1][0] is None  # the replaced block itself is made equal; earlier ones are not asked
+    assert (tmp_path / "association.md").read_text().count("![replacement, ") == 2
+
+
+def test_replacement_needs_the_model_and_what_it_reads(states, tiny_llava, tmp_path, capsys):
+    arguments = ["associate", "--data", str(states), "--model", str(tiny_llava), "--out", str(tmp_path)]
+    assert steer.main(arguments) == 2
+    assert "--model and --records belong together" in capsys.readouterr().err
+
+
 def test_the_artefact_says_what_it_was_made_of(states, tiny_llava, tmp_path, capsys):
     arguments = ["--data", str(states), "--task", f"story={states}", "--preset", "safe", "--k", "4", "--layers", "0-1"]
     arguments += ["--weights", "1", "0.5", "--leave-out", "0", "--out", str(tmp_path)]

@@ -10,7 +10,7 @@ from hacl.evaluation.runner.hub import fetch
 from hacl.evaluation.runner.images import COCO_LIST, chair_plan, coco_list
 from hacl.evaluation.runner.pairs import SugarCrepe
 from hacl.evaluation.runner.places import locate, named_values
-from hacl.evaluation.runner.plan import distinct, item_request
+from hacl.evaluation.runner.plan import distinct, item_request, only_some
 from hacl.evaluation.runner.prompts import DEFAULT, PROMPTS, find_prompt
 from hacl.evaluation.runner.questions import amber_plan, mm_safety_plan, mme_plan, mmhal_plan, pope_plan
 from hacl.evaluation.runner.results import without_cut_sentence
@@ -208,3 +208,16 @@ def test_hub_data_become_local_files_once(tmp_path):
         fetch("pope", "hub:a/b", tmp_path, lambda name: [{"image": image, "image_source": "x"}])
     with pytest.raises(ValueError, match="from the Hub there are pope, mme"):
         fetch("amber", "hub:a/b", tmp_path, load)
+
+
+def test_a_list_of_ids_that_cannot_be_read_is_named(pope, tmp_path):
+    row = {"question_id": 1, "image": "images/a.png", "text": "?", "label": "no"}
+    plan = pope_plan(place(pope, "pope", own=str(lines(pope / "q.jsonl", row))))
+    chosen = tmp_path / "ids.json"
+    cases = (("[1", "ids.json: no JSON"), ('{"train": [1]}', "an object with such a list under 'test'"))
+    for content, message in cases:
+        (("[1", "ids.json: no JSON"),)
+        (('{"train": [1]}', "an object with such a list under 'test'"),)
+        chosen.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            only_some(plan, str(chosen))

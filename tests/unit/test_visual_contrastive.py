@@ -199,3 +199,15 @@ def test_evaluate_records_it_and_refuses_half_of_it(tiny_llava, tmp_path, capsys
     run = json.loads((tmp_path / "run" / "pope" / "run.json").read_text())
     assert run["config"]["decoding"]["vcd"] == {"alpha": 1.0, "beta": 0.2, "noise": 900}
     assert evaluate.main(common) == 2, "replies of two ways of decoding must not mix"
+
+
+def test_evaluate_refuses_a_question_without_an_image_before_the_model_is_loaded(tiny_llava, tmp_path, capsys):
+    from scripts import evaluate
+
+    row = {"id": 1, "scenario": "Fraud", "question": "is there a red square"}
+    (tmp_path / "mm_safety.jsonl").write_text(json.dumps(row) + "\n")
+    options = ["--model", str(tiny_llava), "--benchmark", "mm_safety", "--data", f"mm_safety={tmp_path}"]
+    options += ["--template", "plain", "--out", str(tmp_path / "run"), "--vcd-alpha", "1"]
+    assert evaluate.main(options) == 2
+    assert "mm_safety.jsonl:1, id 1 and 0 more have none" in (shown := capsys.readouterr().err)
+    assert "Loading weights" not in shown

@@ -127,7 +127,12 @@ class Evaluation:
     def plan(self, benchmark: str) -> Plan | SugarCrepe | CaptionMargin:
         """The benchmark's questions, every image file found."""
         plan = {**GENERATED, **PAIRED}[benchmark](self.settings.places[benchmark], self.settings.limit)
-        return plan if self.settings.only is None else only_some(plan, self.settings.only)
+        if self.settings.only is not None:
+            plan = only_some(plan, self.settings.only)
+        blind = [] if self.settings.decoding.vcd is None else [item for item in plan.items() if item.image is None]
+        if blind:
+            raise ValueError(f"--vcd-alpha contrasts images; {blind[0].where} and {len(blind) - 1} more have none")
+        return plan
 
     def requests(self, plan) -> list[Request]:
         """Each distinct thing to ask, once."""

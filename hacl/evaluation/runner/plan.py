@@ -99,11 +99,7 @@ def only_some(plan: Plan, only: str) -> Plan:
     """
     path = Path(only)
     if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        ids = content.get("test") if isinstance(content, dict) else content
-        if not isinstance(ids, list):
-            raise ValueError(f"--only {only}: expected a list of ids, or an object with such a list under 'test'")
-        kept = set(map(str, ids))
+        kept = _listed_ids(path)
         parts = [replace(part, items=[item for item in part.items if item.id in kept]) for part in plan.parts]
     else:
         parts = [replace(p, items=[item for item in p.items if fnmatchcase(item.id, only)]) for p in plan.parts]
@@ -112,6 +108,17 @@ def only_some(plan: Plan, only: str) -> Plan:
         first = next((item.id for item in plan.items()), "none")
         raise ValueError(f"--only {only}: {plan.benchmark} has no such question; its ids are like {first!r}")
     return found
+
+
+def _listed_ids(path: Path) -> set[str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--only {path}: no JSON ({error}); write a list of ids") from error
+    ids = content.get("test") if isinstance(content, dict) else content
+    if not isinstance(ids, list):
+        raise ValueError(f"--only {path}: expected a list of ids, or an object with such a list under 'test'")
+    return set(map(str, ids))
 
 
 def distinct(requests: Iterable[Request]) -> list[Request]:
