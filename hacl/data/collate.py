@@ -2,7 +2,8 @@
 
 Batches may mix anything: text-only records, several images, records without captions or hallucinated captions. Absent
 items are masked, never required, and every batch holds at least one image (a blank one that nothing reads), one text
-root and one label slot, so that every rank of a sharded run calls the same modules.
+root and one label slot, so that every rank of a sharded run calls the same modules. So does the batch of no samples,
+with which a rank keeps step that has nothing left to do: one row of padding, and it counts in no loss.
 
 Shapes: B samples, C captions and K hallucinated captions per sample (padded to the objective's numbers), R packed rows,
 T tokens per row, I images, N tokens per image, D hidden size, Nl label tokens, S sequences with labels.
@@ -200,9 +201,9 @@ class _Layout:
             "label_read": labels_Nl4[:, :2].contiguous(),
             "label_target": labels_Nl4[:, 2].contiguous(),
             "label_sequence": labels_Nl4[:, 3].contiguous(),
-            "sequence_kind": torch.tensor(self.kinds),
-            "sequence_sample": torch.tensor(self.owners),
-            "sample_index": torch.tensor([sample.index for sample in self.samples]),
+            "sequence_kind": torch.tensor(self.kinds, dtype=torch.long),
+            "sequence_sample": torch.tensor(self.owners, dtype=torch.long),
+            "sample_index": torch.tensor([sample.index for sample in self.samples], dtype=torch.long),
             "image_tokens": torch.arange(per_image),
         }
         slots = objective.num_hallucinated
@@ -246,7 +247,7 @@ class _Layout:
             "hallucinated_valid": valid["hallucinated"],
             "caption_keys": caption_keys,
             "hallucinated_keys": hallucinated_keys,
-            "image_ids": torch.tensor([sample.image_id for sample in self.samples]),
+            "image_ids": torch.tensor([sample.image_id for sample in self.samples], dtype=torch.long),
         }
         if self.collator.text_states is None:
             table.update(caption_read=reads["caption"], hallucinated_read=reads["hallucinated"])

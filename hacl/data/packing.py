@@ -1,13 +1,67 @@
-"""Place variable-length sequences in rows without overlap, and describe which token may look at which.
+"""Place variable-length sequences in rows without overlap, and merge sequences that begin alike.
 
-Every sequence is an independent root: positions restart at 0 and attention never crosses from one to another. Masks are
-per row (R, 1, T, T), so their cost is linear in the batch; no mask over a whole packed batch is ever built.
+A sequence by itself is a root: positions restart at 0 and attention never crosses from one to another. Sequences with a
+common beginning can form a tree instead, in which the beginning is stored once (a trie); `hacl.models.attention_masks`
+says who sees whom in it.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class Tree:
+    """Sequences merged at their common beginnings, tokens in preorder: a token comes after all that it may see.
+
+    tokens: one entry per distinct beginning; depth: how many tokens precede it on its own path, its position; end: index
+    after its last descendant, so that token q sees token k exactly if k <= q < end[k]; columns: for every sequence the
+    index of each of its tokens. The first sequence lies at 0, 1, 2, ...
+    """
+
+    tokens: list[Hashable]
+    depth: list[int]
+    end: list[int]
+    columns: list[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def merge_prefixes(sequences: Sequence[Sequence[Hashable]]) -> Tree:
+    """The trie of one sequence or several. Equal sequences share all their tokens."""
+    if len(sequences) == 1:
+        length = len(sequences[0])
+        return Tree(list(sequences[0]), list(range(length)), [length] * length, [range(length)])
+    tokens: list[Hashable] = []
+    children: list[dict[Hashable, int]] = []
+    roots: dict[Hashable, int] = {}
+    paths = []
+    for sequence in sequences:
+        level, path = roots, []
+        for token in sequence:
+            node = level.get(token)
+            if node is None:
+                node = level[token] = len(tokens)
+                tokens.append(token)
+                children.append({})
+            path.append(node)
+            level = children[node]
+        paths.append(path)
+    order, depth, end, place = [], [0] * len(tokens), [0] * len(tokens), [0] * len(tokens)
+    waiting = [(node, 0, False) for node in reversed(roots.values())]
+    while waiting:
+        node, level, is_done = waiting.pop()
+        if is_done:
+            end[place[node]] = len(order)
+            continue
+        place[node] = len(order)
+        depth[place[node]] = level
+        order.append(node)
+        waiting.append((node, level, True))
+        waiting += [(child, level + 1, False) for child in reversed(children[node].values())]
+    return Tree([tokens[node] for node in order], depth, end, [[place[node] for node in path] for path in paths])
 
 
 def pack_rows(lengths: list[int], capacity: int, *, share_rows: bool = True) -> tuple[list[tuple[int, int]], int]:
@@ -41,8 +95,11 @@ def pack_tightly(lengths: list[int], *, share_rows: bool = True) -> tuple[list[t
 
     Widths tried: that of the longest sequence (short ones fill rows of their own), and the average row when every long
     sequence (over half the longest) has a row and the short ones ride beside them, with and without room for one more.
-    Returns places (row, start column), the number of rows and the number of columns in use.
+    Returns places (row, start column), the number of rows and the number of columns in use; no sequences take one row
+    of one column, so that a batch of no samples runs the model too.
     """
+    if not lengths:
+        return [], 1, 1
     longest = max(lengths)
     widths = [longest]
     short = [length for length in lengths if 2 * length <= longest]
@@ -56,18 +113,3 @@ def pack_tightly(lengths: list[int], *, share_rows: bool = True) -> tuple[list[t
         if best is None or rows * columns < best[1] * best[2]:
             best = places, rows, columns
     return best
-
-
-def segment_mask(segment_ids_RT: Tensor) -> Tensor | None:
-    """Boolean (R, 1, T, T) mask, true where query t may look at key s: same segment and s <= t.
-
-    segment_ids_RT: 0 for padding, 1.. for the sequences of a row. Padding looks at itself so that no row of the
-    softmax is empty. Returns None when every row is one left-aligned sequence: plain causal attention is then exact,
-    because padding comes after every real token.
-    """
-    if bool((segment_ids_RT <= 1).all()):
-        return None
-    tokens = segment_ids_RT.shape[1]
-    causal_TT = torch.ones(tokens, tokens, dtype=torch.bool, device=segment_ids_RT.device).tril()
-    same_RTT = segment_ids_RT[:, :, None] == segment_ids_RT[:, None, :]
-    return (same_RTT & causal_TT)[:, None]
