@@ -67,13 +67,22 @@ class DataConfig:
     allow_missing_hallucinated: float = setting(
         0.0, "share of captioned records that may lack a hallucinated caption (they train without one)"
     )
+    max_bad_fraction: float = setting(
+        0.0,
+        "share of training samples that may be unreadable: they are replaced and counted; 0 = the first one stops the run",
+    )
     seed: int = setting(0, "seed of sample order and of the captions drawn per epoch")
 
 
 @dataclass
 class ObjectiveConfig:
-    form: Literal["in_place", "strict"] = setting(
-        "in_place", "in_place: image state read in the generation sequence; strict: own sequence without BOS"
+    form: Literal["in_place", "eos_branch", "strict"] = setting(
+        "in_place",
+        "where the image state is read. in_place: generation sequence; eos_branch: an EOS beside its continuation; "
+        "strict: own sequence without BOS",
+    )
+    share_prefixes: bool = setting(
+        False, "captions and hallucinated captions of a sample store the words they begin with in common once"
     )
     image_pool: Literal["last", "mean"] = setting("last", "image state: last position, or mean of image tokens")
     text_pool: Literal["last", "mean"] = setting("last", "pooling of caption states: last position (EOS), or mean")
@@ -123,6 +132,9 @@ class TrainConfig:
     grad_cache: bool = setting(
         False, "the micro-batches of a step are one contrastive batch, for one more forward pass (GradCache)"
     )
+    grad_cache_chunk: int | None = setting(
+        None, "with grad_cache: samples per rank that run at once, so that memory is theirs; None = the micro-batch"
+    )
     deepspeed: int | str | None = setting(None, "ZeRO stage 0-3, path of a DeepSpeed JSON file, or null for none")
     offload_optimizer: bool = setting(False, "ZeRO 1-3: keep optimizer state in CPU memory")
     bf16: bool = setting(False, "bf16 forward and backward, fp32 master weights")
@@ -154,6 +166,16 @@ class TrainConfig:
     text_cache: str | None = setting(
         None, "folder of text states made by data_prep/cache_text.py for a frozen decoder; None = cache_text_states"
     )
+
+    @property
+    def chunk_size(self) -> int:
+        """Samples per rank that run at once: what memory is taken for."""
+        return self.grad_cache_chunk or self.per_device_batch_size
+
+    @property
+    def chunks_per_step(self) -> int:
+        """Forward and backward calls of a step."""
+        return -(-self.per_device_batch_size // self.chunk_size) * self.gradient_accumulation_steps
 
 
 @dataclass

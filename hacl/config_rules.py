@@ -32,6 +32,16 @@ def _needs_hallucinated(config: Any) -> bool:
     return any(getattr(config.objective, name) for name in names)
 
 
+def _shares_something(config: Any) -> bool:
+    """Whether a step decodes several texts of one sample."""
+    objective = config.objective
+    if objective.likelihood_margin_weight:
+        return True
+    is_cached = _rates(config).llm == 0 and (config.train.cache_text_states or config.train.text_cache is not None)
+    several = objective.num_hallucinated > 0 or objective.num_captions > 1
+    return bool(objective.contrastive_weight) and several and not is_cached
+
+
 def validation_metrics(objective: Any) -> set[str]:
     """Names that a validation may log for an objective, without the prefix `eval_`."""
     names = {"loss"}
@@ -80,6 +90,7 @@ AT_LEAST_ONE = {
         "per_device_batch_size",
         "per_device_eval_batch_size",
         "gradient_accumulation_steps",
+        "grad_cache_chunk",
         "save_total_limit",
     ),
     "log": ("steps", "sample_count", "sample_max_new_tokens", "diagnostic_count"),
@@ -110,6 +121,12 @@ RULES: list[Rule] = [
     (
         lambda c: not 0 <= c.data.allow_missing_hallucinated <= 1,
         "data.allow_missing_hallucinated must be within [0, 1]",
+    ),
+    (lambda c: not 0 <= c.data.max_bad_fraction < 1, "data.max_bad_fraction must be within [0, 1)"),
+    (
+        lambda c: c.data.max_bad_fraction > 0 and c.train.cache_vision_features,
+        "train.cache_vision_features reads every image before training and can leave none out; set it to false with "
+        "data.max_bad_fraction > 0",
     ),
     (
         lambda c: (
@@ -186,13 +203,39 @@ RULES: list[Rule] = [
         "make the states beforehand (data_prep/cache_text.py) and name them in train.text_cache, or set "
         "train.cache_text_states=false",
     ),
-    (lambda c: c.train.epochs <= 0, "train.epochs must be above 0"),
     (
         lambda c: (
-            c.train.grad_cache and (c.train.gradient_accumulation_steps == 1 or c.objective.contrastive_weight == 0)
+            c.objective.form == "eos_branch"
+            and (c.objective.image_pool != "last" or c.objective.contrastive_weight == 0)
         ),
+        "objective.form=eos_branch reads the image state at an EOS; it needs objective.image_pool=last and "
+        "objective.contrastive_weight > 0",
+    ),
+    (
+        lambda c: c.objective.share_prefixes and c.objective.text_pool != "last",
+        "objective.share_prefixes spreads a caption over several places of a row, and a mean is read from one place; "
+        "it needs objective.text_pool=last",
+    ),
+    (
+        lambda c: c.objective.share_prefixes and not _shares_something(c),
+        "objective.share_prefixes has nothing to share: it needs several captions or hallucinated captions per sample "
+        "(objective.num_captions, objective.num_hallucinated) that are decoded in the step, which they are not where "
+        "the decoder is frozen and their states are cached (train.cache_text_states, train.text_cache)",
+    ),
+    (lambda c: c.train.epochs <= 0, "train.epochs must be above 0"),
+    (
+        lambda c: c.train.grad_cache and (c.train.chunks_per_step == 1 or c.objective.contrastive_weight == 0),
         "train.grad_cache makes the micro-batches of a step one contrastive batch; it needs "
-        "train.gradient_accumulation_steps > 1 and objective.contrastive_weight > 0",
+        "train.gradient_accumulation_steps > 1 or train.grad_cache_chunk, and objective.contrastive_weight > 0",
+    ),
+    (
+        lambda c: c.train.grad_cache_chunk is not None and not c.train.grad_cache,
+        "train.grad_cache_chunk cuts the batch of train.grad_cache; set that to true",
+    ),
+    (
+        lambda c: (c.train.grad_cache_chunk or 0) >= c.train.per_device_batch_size,
+        "train.grad_cache_chunk must be smaller than train.per_device_batch_size, which it cuts; leave it out where "
+        "the micro-batch is to run at once",
     ),
     (
         lambda c: not isinstance(c.train.deepspeed, str) and c.train.deepspeed not in (None, 0, 1, 2, 3),

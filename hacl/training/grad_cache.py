@@ -5,7 +5,8 @@ after the heads; the contrastive loss of all of them, over all ranks, is taken b
 temperature, and no further. The ordinary pass of the trainer then adds the inner product of each micro-batch's features
 with their cached gradients to its generation loss: its backward gives every parameter, heads included, the gradient of
 the contrastive loss, and the temperature enters with the first micro-batch alone. The random state of a micro-batch is
-the same in both passes, so dropout is.
+the same in both passes, so dropout is; what the first pass wrote into buffers (running statistics of batch norm) is
+undone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hacl.losses.gather import Gather
 from hacl.training.contrastive_step import FEATURES, LOSS, SCALE, Features, Report, concatenate
 
 
@@ -34,21 +34,21 @@ class Window:
         self._chunks: deque[tuple[RandomState, Features]] = deque()
 
     def open(self, prepare: Callable[[dict], dict]) -> Report:
-        """The first pass and the contrastive loss; returns its report. With several ranks all must call this together.
+        """The first pass and the contrastive loss; returns its report.
 
-        prepare: puts a batch on the device of the model. Raises RuntimeError when ranks hold windows of unequal length.
+        prepare: puts a batch on the device of the model. With several ranks all must call this together, with equally
+        many micro-batches (`hacl.training.accumulation`).
         """
-        gather = self.model.gather or Gather(alone=True)
         device = next(self.model.parameters()).device
-        lengths = [length for (length,) in gather.agree(len(self._batches), device=device)]
-        if len(set(lengths)) > 1:
-            raise RuntimeError(f"ranks hold accumulation windows of {lengths} micro-batches; all must run as many")
         self.model.train()
+        buffers = _written_buffers(self.model)
         states, parts = [], []
-        for batch in self._batches:
-            states.append(RandomState(device))
-            with torch.no_grad():
+        with torch.no_grad():
+            for batch in self._batches:
+                states.append(RandomState(device))
                 parts.append(self.model(**prepare(batch), only_features=True).features)
+            for buffer, value in buffers:
+                buffer.copy_(value)
         output = self.model(window=concatenate(parts))
         self._chunks.extend(zip(states, _shares(output.features, [len(p["image"]) for p in parts]), strict=True))
         self.is_open = True
@@ -72,6 +72,11 @@ def _shares(gradients: Features, sizes: list[int]) -> list[Features]:
         | {SCALE: scale if i == 0 else torch.zeros_like(scale), LOSS: gradients[LOSS]}
         for i in range(count)
     ]
+
+
+def _written_buffers(model: torch.nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Buffers that a forward pass may write, with copies: running statistics of batch norm, of modules that train."""
+    return [(buffer, buffer.clone()) for m in model.modules() if m.training for buffer in m.buffers(recurse=False)]
 
 
 class RandomState:

@@ -138,6 +138,11 @@ def prepare_process(train: TrainConfig) -> None:
 
     if train.deepspeed is None:
         return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"train.deepspeed={train.deepspeed} needs the package deepspeed: pip install deepspeed, or set "
+            "train.deepspeed=null"
+        )
     if "RANK" not in os.environ:
         defaults = dict(zip(LAUNCHER_VARIABLES, ("0", "0", "1", "127.0.0.1", str(_free_port())), strict=True))
         for name, value in defaults.items():
@@ -179,9 +184,9 @@ def training_arguments(config: Config, *, has_eval: bool):
     return TrainingArguments(
         output_dir=train.output_dir,
         run_name=log.run_name or train.output_dir,
-        per_device_train_batch_size=train.per_device_batch_size,
+        per_device_train_batch_size=train.chunk_size,
         per_device_eval_batch_size=train.per_device_eval_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        gradient_accumulation_steps=train.chunks_per_step,
         num_train_epochs=train.epochs,
         max_steps=train.max_steps if train.max_steps is not None else -1,
         learning_rate=max(vars(config.model.learning_rate).values()),

@@ -76,9 +76,11 @@ def _by_length(order: Sequence[int], size: int, lengths: Sequence[int] | None) -
 class GlobalBatchSampler(Sampler[list[int]]):
     """Batch sampler of one rank. `set_epoch` also tells the dataset, whose captions are drawn per epoch."""
 
-    def __init__(self, plan, *, rank: int, ranks: int, dataset=None):
-        """plan: epoch -> list of global batches (the same on every rank)."""
+    def __init__(self, plan, *, rank: int, ranks: int, dataset=None, chunk: int | None = None):
+        """plan: epoch -> list of global batches (the same on every rank). chunk: give a rank's share of a batch in
+        parts of so many samples, as many parts on every rank: where shares differ the last one may be empty."""
         self.plan, self.rank, self.ranks, self.dataset = plan, rank, ranks, dataset
+        self.chunk = chunk
         self.epoch = 0
         self._batches = plan(0)
 
@@ -89,17 +91,25 @@ class GlobalBatchSampler(Sampler[list[int]]):
             self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return sum(len(self._starts(batch)) for batch in self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
             if len(batch) < self.ranks:
                 raise ValueError(f"a batch of {len(batch)} samples cannot be shared by {self.ranks} ranks")
-            yield batch[self.rank :: self.ranks]
+            share, starts = batch[self.rank :: self.ranks], self._starts(batch)
+            for start in starts:
+                yield share[start : start + starts.step]
+
+    def _starts(self, batch: Sequence[int]) -> range:
+        """Where the parts of a share begin, by the largest share of a rank."""
+        largest = -(-len(batch) // self.ranks)
+        return range(0, largest, self.chunk or largest)
 
 
 class NumberedBatches(Sampler[list[int]]):
-    """Batch sampler over a `StreamDataset`: the numbers of an epoch's batches, one by one, after earlier epochs'."""
+    """Batch sampler over a `StreamDataset`: the numbers of an epoch's batches (or parts of them), one by one, after
+    earlier epochs'."""
 
     def __init__(self, per_epoch: int):
         self.per_epoch, self.epoch = per_epoch, 0

@@ -21,13 +21,14 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from hacl.config import Config
-from hacl.data.collate import GENERATION
 from hacl.data.stream_dataset import StreamDataset
-from hacl.training import manifest, sampler, weights
+from hacl.losses.gather import Gather
+from hacl.training import accumulation, manifest, sampler, weights
 from hacl.training.grad_cache import Window
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, ratios
 from hacl.training.objective import compose
+from hacl.training.skipped import SkippedSamples
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class HaclTrainer(Trainer):
     lengths and is_text_only (one entry per training sample) serve `train.grouping`.
     """
 
+    skipped: SkippedSamples | None = None  # of a run that may replace unreadable samples
     _caches = False
     _window: Window | None = None  # the micro-batches of the step, where `train.grad_cache` makes them one batch
 
@@ -59,6 +61,7 @@ class HaclTrainer(Trainer):
         data: str = "",
         lengths: list[int] | None = None,
         is_text_only: list[bool] | None = None,
+        skipped: SkippedSamples | None = None,
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
@@ -66,6 +69,9 @@ class HaclTrainer(Trainer):
         self.processor = processor
         self.base, self.data = base, data
         self.lengths, self.is_text_only = lengths, is_text_only
+        if skipped is not None:
+            self.skipped = skipped
+            self.add_callback(skipped)
         # Losses are normalised over the window in compute_loss; Trainer must not divide them again.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
@@ -86,7 +92,8 @@ class HaclTrainer(Trainer):
         if isinstance(self.train_dataset, StreamDataset):
             # Where the end of the source is unknown, the whole run is one epoch of the loader.
             known = self.train_dataset.batches_per_epoch
-            per_epoch = known or args.max_steps * args.gradient_accumulation_steps
+            parts = self.train_dataset.parts
+            per_epoch = known * parts if known else args.max_steps * args.gradient_accumulation_steps
             return self._loader_of(self.train_dataset, sampler.NumberedBatches(per_epoch))
         global_batch = train.per_device_batch_size * args.world_size
 
@@ -101,7 +108,7 @@ class HaclTrainer(Trainer):
                 is_text_only=self.is_text_only,
             )
 
-        return self._loader(self.train_dataset, plan)
+        return self._loader(self.train_dataset, plan, train.grad_cache_chunk)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """Every validation sample once, in fixed global batches."""
@@ -110,9 +117,10 @@ class HaclTrainer(Trainer):
         batches = sampler.plan_evaluation(len(dataset), size, self.args.world_size)
         return self._loader(dataset, lambda epoch: batches)
 
-    def _loader(self, dataset: Dataset, plan) -> DataLoader:
+    def _loader(self, dataset: Dataset, plan, chunk: int | None = None) -> DataLoader:
         rank, ranks = self.args.process_index, self.args.world_size
-        return self._loader_of(dataset, sampler.GlobalBatchSampler(plan, rank=rank, ranks=ranks, dataset=dataset))
+        batches = sampler.GlobalBatchSampler(plan, rank=rank, ranks=ranks, dataset=dataset, chunk=chunk)
+        return self._loader_of(dataset, batches)
 
     def _loader_of(self, dataset: Dataset, batches: Sampler) -> DataLoader:
         return sampler.EpochDataLoader(
@@ -128,7 +136,8 @@ class HaclTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor]:
-        """Micro-batches of one step and the label tokens of all of them on all ranks (collective).
+        """Micro-batches of one step, as many on every rank, and the label tokens of all of them on all ranks
+        (collective).
 
         Raises DataError on every rank when one cannot read its data, so that all can save together.
         """
@@ -137,15 +146,19 @@ class HaclTrainer(Trainer):
             batches = list(itertools.islice(epoch_iterator, num_batches))
         except (ValueError, OSError) as error:
             failure = error
-        counts = [(b["sequence_kind"][b["label_sequence"]] == GENERATION).sum() for b in batches]
-        labels = torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long)
-        shared = torch.stack([labels.cpu(), torch.tensor(int(failure is not None))]).to(device)
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(shared)
-        if shared[1]:
+        gather = Gather(alone=self.args.world_size == 1)
+        skipped = () if self.skipped is None else self.skipped.take(batches)
+        mine = (len(batches), accumulation.label_tokens(batches), int(failure is not None), *skipped)
+        counts, labels, failures, *skips = zip(*gather.agree(*mine, device=device), strict=True)
+        if any(failures):
             raise DataError(str(failure or "another rank could not read its data")) from failure
+        if skips and (problem := self.skipped.add([sum(ranks) for ranks in skips])):
+            raise DataError(problem)
+        batches = accumulation.fill(batches, max(counts), lambda: self.data_collator([]))
+        if self.config.objective.likelihood_margin_weight:
+            accumulation.add_pair_shares(batches, gather, device)
         self._window = Window(self.model, batches) if self._caches else None
-        return batches, shared[0]
+        return batches, torch.tensor(sum(labels), device=device)
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | None = None) -> Tensor:
         """As Trainer; with `train.grad_cache` the first micro-batch of a window opens it, after any restored RNG."""
@@ -165,7 +178,8 @@ class HaclTrainer(Trainer):
         ranks = 1 if num_items_in_batch is None else self.args.world_size
         lm_mean = outputs.lm_sum * ranks / labels.clamp_min(1)
         window = self.current_gradient_accumulation_steps
-        loss = compose(objective, lm_mean, outputs.contrastive / window, outputs.margin / window)
+        margin = outputs.margin * inputs.get(accumulation.PAIR_SHARE, 1 / window)
+        loss = compose(objective, lm_mean, outputs.contrastive / window, margin)
         self._meter.add(outputs.report)
         if objective.contrastive_weight:
             self._meter.add({"contrastive": (outputs.contrastive, torch.ones_like(outputs.contrastive))})
@@ -201,6 +215,7 @@ class HaclTrainer(Trainer):
             logs.pop("learning_rate", None)
             logs.update(ratios(self._meter.reduce()))
             logs.update(self._throughput.reduce())
+            logs.update(self.skipped.metrics() if self.skipped is not None else {})
             logs.update({f"learning_rate/{name}": rate for name, rate in self._rates().items()})
         super().log(logs, start_time)
 

@@ -163,7 +163,7 @@ class Broken:
 
 def test_a_batch_that_cannot_be_read_is_a_data_error_that_names_the_file():
     trainer = HaclTrainer.__new__(HaclTrainer)
-    trainer.args = SimpleNamespace(world_size=1)
+    trainer.args, trainer.config = SimpleNamespace(world_size=1), Config()
     batch = {"sequence_kind": torch.tensor([0, 1]), "label_sequence": torch.tensor([0, 0, 0, 1])}
     data = Broken([batch, batch, None])
     batches, labels = trainer.get_batch_samples(data, 2, torch.device("cpu"))
