@@ -168,6 +168,11 @@ class TrainConfig:
     )
 
     @property
+    def contrastive_batch_size(self) -> int:
+        """Samples per rank in one contrastive batch."""
+        return self.per_device_batch_size * (self.gradient_accumulation_steps if self.grad_cache else 1)
+
+    @property
     def chunk_size(self) -> int:
         """Samples per rank that run at once: what memory is taken for."""
         return self.grad_cache_chunk or self.per_device_batch_size

@@ -33,7 +33,7 @@ def training_flops(unit: MethodsUnit, arm: str) -> float:
     from hacl.training.dryrun import predict
 
     config = config_of(replace(unit, arm=arm))
-    return predict(config).tflops * 1e12 * config.train.max_steps * config.train.gradient_accumulation_steps
+    return predict(config).tflops * 1e12 * config.train.max_steps * config.train.chunks_per_step
 
 
 def extraction_flops(model, processor, records: Sequence[Record], root: Path, folder: Path) -> dict[str, float]:

@@ -22,7 +22,7 @@ def model_card(config: Config, manifest: dict, metrics: dict[str, Any]) -> str:
         ("Hallucinated captions per image", str(config.objective.num_hallucinated)),
         ("Loss", _losses(config)),
         ("Pooling", f"image {config.objective.image_pool}, text {config.objective.text_pool}, layer {_layer(config)}"),
-        ("Contrastive batch", f"{config.train.per_device_batch_size * manifest['ranks']} samples"),
+        ("Contrastive batch", f"{config.train.contrastive_batch_size * manifest['ranks']} samples"),
         ("Steps", str(manifest["step"])),
         ("Seed", str(config.train.seed)),
         ("Versions", ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())),

@@ -139,7 +139,7 @@ def queue_bytes(objective, image_size: int, text_size: int) -> int:
 def _one_batch(config: Config, inputs: run.Inputs, texts) -> dict[str, Tensor]:
     dataset = run.build_train_set(config, inputs, pixels=True)
     if inputs.source is None:
-        samples = [dataset[i] for i in range(min(config.train.per_device_batch_size, len(dataset)))]
+        samples = [dataset[i] for i in range(min(config.train.chunk_size, len(dataset)))]
     else:
         samples = dataset.__getitems__([0])
     return PackedCollator(inputs.encoder, config.objective, text_states=texts)(samples)
@@ -200,7 +200,7 @@ def describe(config: Config, prediction: Prediction) -> str:
         f"micro-batch of one rank: {batch['samples']} samples in {batch['rows']} rows of {batch['tokens_per_row']} "
         f"tokens, {batch['images']} images, {batch['label_tokens']} label tokens",
         f"{prediction.tflops:.4g} TFLOP per micro-batch and rank, "
-        f"{prediction.tflops * config.train.gradient_accumulation_steps:.4g} per optimizer step",
+        f"{prediction.tflops * config.train.chunks_per_step:.4g} per optimizer step",
         f"activations about {prediction.activations:.2f} GiB per rank (estimate)",
         *([f"queue {prediction.queue:.2f} GiB on every rank"] if config.objective.queue_size else []),
         "weights, gradients and optimizer, GiB per rank:",
