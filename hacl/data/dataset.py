@@ -38,6 +38,7 @@ class Sample:
     image_id: int = 0
     caption_keys: list[int] = field(default_factory=list)
     hallucinated_keys: list[int] = field(default_factory=list)
+    skipped: tuple[str, str] | None = None  # (reason, message) of the sample that this one stands in for
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +76,6 @@ class TrainingDataset(Dataset):
         self.objective = objective
         self.seed = seed
         self.load_pixels = load_pixels
-        self.pictures: Sequence[Mapping[str, bytes]] = ()  # per record: image path -> content, of a stream
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -85,12 +85,20 @@ class TrainingDataset(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+        return self.sample(index, self.records[index])
+
+    def sample(self, index: int, record: Record, held: Mapping[str, bytes] | None = None) -> Sample:
+        """The sample of any record. held: image path -> content, for images that are not on disk.
+
+        Raises ValueError, FileNotFoundError and (the machine fails, not the data) OSError naming record and file.
+        """
         try:
-            return self._sample(index, record)
+            return self._sample(index, record, held or {})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"record {record.id!r}: {error}") from error
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise OSError(f"record {record.id!r}: {error}") from error
+        except ValueError as error:
             raise ValueError(f"record {record.id!r}: {error}") from error
 
     def texts(self) -> list[str]:
@@ -103,7 +111,7 @@ class TrainingDataset(Dataset):
                     found.update(dict.fromkeys(h.text for h in record.hallucinated))
         return list(found)
 
-    def _sample(self, index: int, record: Record) -> Sample:
+    def _sample(self, index: int, record: Record, held: Mapping[str, bytes]) -> Sample:
         draw = random.Random(f"{self.seed}/{self.epoch}/{record.id}")
         captions = self._draw_captions(record, draw)
         hallucinated = self._draw_hallucinated(record, captions, draw)
@@ -114,7 +122,7 @@ class TrainingDataset(Dataset):
             index=index,
             record_id=record.id,
             image_paths=list(record.images),
-            pixels=self._pixels(index, record) if self.load_pixels else [],
+            pixels=self._pixels(record, held) if self.load_pixels else [],
             generation=generation,
             image_id=stable_key(record.image_id),
         )
@@ -183,9 +191,8 @@ class TrainingDataset(Dataset):
         text = turns[0].text.replace(IMAGE_MARK, "").strip()
         return replace(record, conversation=(replace(turns[0], text=f"{IMAGE_MARK}\n{text}"), *turns[1:]))
 
-    def _pixels(self, index: int, record: Record) -> list[Tensor]:
+    def _pixels(self, record: Record, held: Mapping[str, bytes]) -> list[Tensor]:
         processor = self.encoder.processor.image_processor
-        held = self.pictures[index] if self.pictures else {}
         images = [decode_image(held[path], path) if path in held else self._on_disk(path) for path in record.images]
         return [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
 

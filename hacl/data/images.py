@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
+import stat
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
+MAX_BYTES = 512 * 2**20  # 64 million pixels of 8 bytes
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 _FOREIGN = re.compile(r"(?:[a-z][a-z0-9+.-]*://|(?:data|file|[a-z]):)", re.IGNORECASE)
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
@@ -25,23 +30,33 @@ _UPRIGHT = {
 }
 
 
+class DamagedImage(ValueError):
+    """Content that is no readable image; the message names the file."""
+
+
+class RefusedImage(ValueError):
+    """A path or an image that is not opened: outside the image root, too large, too narrow."""
+
+
 def check_relative(path: str) -> None:
-    """Refuse (ValueError) a path that cannot be one below an image root, whatever is on the disk."""
+    """Refuse (RefusedImage) a path that cannot be one below an image root, whatever is on the disk."""
     if _FOREIGN.match(path):
-        raise ValueError(f"image path {path!r} is a URL or names a drive; download the file and write a relative path")
+        raise RefusedImage(
+            f"image path {path!r} is a URL or names a drive; download it and write a relative path"
+        )
     if path.startswith(("/", "\\", "~")):
-        raise ValueError(f"image path {path!r} is absolute; write it relative to the image root")
+        raise RefusedImage(f"image path {path!r} is absolute; write it relative to the image root")
     if "\\" in path or "\0" in path:
-        raise ValueError(f"image path {path!r} has a backslash or NUL in it; write it with forward slashes")
+        raise RefusedImage(f"image path {path!r} has a backslash or NUL in it; write it with forward slashes")
     if not path or ".." in path.split("/"):
-        raise ValueError(f"image path {path!r} is empty or climbs out of its folder; write it below the image root")
+        raise RefusedImage(f"image path {path!r} is empty or climbs out of its folder; write it below the image root")
 
 
 def resolve_image(root: Path | str, relative: str) -> Path:
     """The file `relative` names below `root`.
 
     Raises:
-        ValueError: a URL, an absolute, drive or network path, one with "..", a link that leaves the root, or a thing
+        RefusedImage: a URL, an absolute, drive or network path, one with "..", a link that leaves the root, or a thing
             that is not a file.
         FileNotFoundError: the root or the file does not exist.
     """
@@ -49,21 +64,28 @@ def resolve_image(root: Path | str, relative: str) -> Path:
     check_relative(path)
     if not root.is_dir():
         raise FileNotFoundError(f"image root {root} is not a folder; set data.image_root (or --images) to one")
-    inside = root.resolve()
-    found = (inside / path).resolve()
+    try:
+        inside = root.resolve()
+        found = (inside / path).resolve()
+        exists, is_file = found.exists(), found.is_file()
+    except (RuntimeError, ValueError, OSError) as error:  # links in a circle; a name that no file can have
+        if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise RefusedImage(f"image path {path!r} leads to no file in {root} ({error}); mend it") from error
     if not found.is_relative_to(inside):
-        raise ValueError(f"image path {path!r} is a link that leaves the image root {root}; set the root to its target")
-    if not found.exists():
+        raise RefusedImage(
+            f"image path {path!r} is a link that leaves the image root {root}; set the root to its target"
+        )
+    if not exists:
         raise FileNotFoundError(f"image {path!r} is not in {root}; check the image root or remove the record")
-    if not found.is_file():
-        raise ValueError(f"image path {path!r} in {root} is not a file")
+    if not is_file:
+        raise RefusedImage(f"image path {path!r} in {root} is not a file")
     return found
 
 
 def check_header(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_ratio: float = 200.0) -> None:
     """Raise what `load_image` would for format and size, without decoding pixels; a cut file passes."""
-    path = Path(path)
-    with path.open("rb") as file:
+    with _open_file(Path(path)) as file:
         _open(path, file, max_pixels, max_aspect_ratio)
 
 
@@ -76,11 +98,12 @@ def load_image(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_rat
     is scaled to 8 bits.
 
     Raises:
-        ValueError: not an image of a common format, truncated, too large or too narrow; names the file.
+        DamagedImage: not an image of a common format, or truncated; names the file.
+        RefusedImage: too large, too narrow, or a pipe or device.
         FileNotFoundError: no such file.
+        OSError: the file could not be read, which says nothing about the image.
     """
-    path = Path(path)
-    with path.open("rb") as file:
+    with _open_file(Path(path)) as file:
         return _load(path, file, max_pixels, max_aspect_ratio)
 
 
@@ -91,37 +114,58 @@ def decode_image(
     return _load(name, io.BytesIO(data), max_pixels, max_aspect_ratio)
 
 
-def _load(path: Path | str, file, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
+def _open_file(path: Path) -> BinaryIO:
+    """The file opened for reading, if it is a plain one of at most `MAX_BYTES`; a pipe does not block."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
+    facts = os.fstat(descriptor)
+    if stat.S_ISREG(facts.st_mode) and facts.st_size <= MAX_BYTES:
+        return file
+    file.close()
+    if not stat.S_ISREG(facts.st_mode):
+        raise RefusedImage(f"{path}: a folder, pipe or device and no plain file")
+    raise RefusedImage(f"{path}: {facts.st_size:,} bytes, the limit is {MAX_BYTES:,}; save it smaller")
+
+
+def _load(path: Path | str, file: BinaryIO, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
     image = _open(path, file, max_pixels, max_aspect_ratio)
     try:
         image.load()
+        return _to_rgb(_upright(image))
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: truncated or damaged image ({error}); replace the file") from error
-    return _to_rgb(_upright(image))
+        _raise_if_machine(path, error)
+        raise DamagedImage(f"{path}: truncated or damaged image ({error}); replace the file") from error
 
 
-def _open(path: Path | str, file, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
+def _open(path: Path | str, file: BinaryIO, max_pixels: int, max_aspect_ratio: float) -> Image.Image:
     """The image with its header read and its size accepted, pixels still undecoded."""
     try:
         image = Image.open(file, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path}: {error}; the limit is {max_pixels} pixels, make it smaller") from error
+        raise RefusedImage(f"{path}: {error}; the limit is {max_pixels} pixels, make it smaller") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: {_first_bytes(file)}; expected one of {', '.join(_FORMATS)}") from error
+        raise DamagedImage(f"{path}: {_first_bytes(file)}; expected one of {', '.join(_FORMATS)}") from error
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: damaged image header ({error}); replace the file") from error
+        _raise_if_machine(path, error)
+        raise DamagedImage(f"{path}: damaged image header ({error}); replace the file") from error
     _check_size(path, image.size, max_pixels, max_aspect_ratio)
     return image
+
+
+def _raise_if_machine(path: Path | str, error: BaseException) -> None:
+    """Pass on an error of the operating system, which Pillow's own OSErrors are not."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise OSError(error.errno, f"{path}: {error.strerror}") from error
 
 
 def _check_size(path: Path | str, size: tuple[int, int], max_pixels: int, max_aspect_ratio: float) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise ValueError(f"{path}: the image is {width} x {height}; replace the file")
+        raise DamagedImage(f"{path}: the image is {width} x {height}; replace the file")
     if width * height > max_pixels:
-        raise ValueError(f"{path}: {width} x {height} pixels, the limit is {max_pixels}; make it smaller")
+        raise RefusedImage(f"{path}: {width} x {height} pixels, the limit is {max_pixels}; make it smaller")
     if max(width, height) > max_aspect_ratio * min(width, height):
-        raise ValueError(f"{path}: {width} x {height} is narrower than 1:{max_aspect_ratio:g}; crop it")
+        raise RefusedImage(f"{path}: {width} x {height} is narrower than 1:{max_aspect_ratio:g}; crop it")
 
 
 def _first_bytes(file) -> str:

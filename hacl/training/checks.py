@@ -52,37 +52,72 @@ def check_records(records: Sequence[Record], objective: ObjectiveConfig, where: 
         say(f"{where}: {len(lacking)} of {len(captioned)} captioned record(s) train without a hallucinated caption")
 
 
-def check_images(records: Sequence[Record], root: Path | None, *, decode: bool = True) -> None:
+def check_images(
+    records: Sequence[Record], root: Path | None, *, decode: bool = True, max_bad_fraction: float = 0.0
+) -> None:
     """Refuse records whose image is missing, outside the image folder or damaged; names record and file.
 
     decode: read pixels too, as long as there are at most `DECODED` images. Of several ranks each takes its share.
+    max_bad_fraction: share of the images that may be bad; these are counted and named.
     """
     owners: dict[str, str] = {}
     for record in records:
         for image in record.images:
             owners.setdefault(image, record.id)
     read = load_image if decode and len(owners) <= DECODED else check_header
-    for image, owner in list(owners.items())[runtime.rank() :: runtime.world_size()]:
+    mine = list(owners.items())[runtime.rank() :: runtime.world_size()]
+    bad: list[Exception] = []
+    for image, owner in mine:
         try:
             read(resolve_image(root, image))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"record {owner!r}: {error}") from error
-        except (ValueError, OSError) as error:
-            raise ValueError(f"record {owner!r}: {error}") from error
+            bad.append(_named(FileNotFoundError, owner, error))
+        except ValueError as error:
+            bad.append(_named(ValueError, owner, error))
+        except OSError as error:
+            raise _named(OSError, owner, error) from error
+        refuse_above(bad, max_bad_fraction, len(mine), "image(s)")
+    if bad:
+        say(f"{len(bad)} of {len(mine)} image(s) cannot be read and will be replaced, first: {bad[0]}")
 
 
-def check_samples(dataset: TrainingDataset, where: str, *, labels: bool) -> None:
+def _named(kind: type[Exception], owner: str, error: Exception) -> Exception:
+    named = kind(f"record {owner!r}: {error}")
+    named.__cause__ = error
+    return named
+
+
+def refuse_above(bad: Sequence[Exception], allowed: float, count: int, what: str) -> None:
+    """Raise the first error as it is where none is allowed, else where more than this share of `count` is bad."""
+    if not bad or len(bad) <= allowed * count:
+        return
+    if not allowed:
+        raise bad[0]
+    raise ValueError(
+        f"more than data.max_bad_fraction={allowed:g} of {count} {what} cannot be read, first: {bad[0]}; list all with "
+        "data_prep/validate.py and mend them, or raise that share"
+    ) from bad[0]
+
+
+def check_samples(dataset: TrainingDataset, where: str, *, labels: bool, max_bad_fraction: float = 0.0) -> None:
     """Build samples without their pixels: image marks, template and data.max_length raise here, naming the record.
 
     labels: also count samples in which no token is learnt from; they are reported, and refused above `UNLABELLED`.
+    max_bad_fraction: share of the samples that may raise; these are counted and named.
     """
     count = min(len(dataset), BUILT)
-    chosen = [len(dataset) * i // count for i in range(count)]
-    without = [
-        sample.record_id
-        for sample in map(dataset.__getitem__, chosen)
-        if labels and not any(sample.generation.is_label)
-    ]
+    without, bad = [], []
+    for index in (len(dataset) * i // count for i in range(count)):
+        try:
+            sample = dataset[index]
+        except ValueError as error:
+            bad.append(error)
+            refuse_above(bad, max_bad_fraction, count, "sample(s)")
+            continue
+        if labels and not any(sample.generation.is_label):
+            without.append(sample.record_id)
+    if bad:
+        say(f"{where}: {len(bad)} of {count} record(s) yield no sample and will be replaced, first: {bad[0]}")
     if len(without) > UNLABELLED * count:
         raise ValueError(
             f"{where}: {len(without)} of {count} record(s) yield no token to learn, first {without[:3]}; raise "

@@ -31,6 +31,7 @@ FREE = {
     "data.path",
     "data.eval_path",
     "data.image_root",
+    "data.max_bad_fraction",
     "train.output_dir",
     "train.epochs",
     "train.max_steps",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hacl.config import Config, save_config
+from hacl.data.bad_samples import SkipNotes, TolerantDataset
 from hacl.data.collate import PackedCollator
 from hacl.data.dataset import TrainingDataset
 from hacl.data.records import Record
@@ -22,6 +23,7 @@ from hacl.losses.gather import Gather
 from hacl.training import build, caches, callbacks, checks, manifest, runtime, streaming
 from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
+from hacl.training.skipped import SkippedSamples
 from hacl.training.trainer import DataError, HaclTrainer
 
 RESULT = "result.json"
@@ -56,10 +58,11 @@ def read_inputs(config: Config) -> Inputs:
     """
     build.check_model_path(config.model.path)
     source = streaming.open_stream(config) if config.data.stream else None
+    tolerated = config.data.max_bad_fraction
     if source is None:
         records = build.read_all(config.data.path, config.data.max_records)
     else:
-        records = streaming.read_head(source, checks.STREAMED)
+        records = streaming.read_head(source, checks.STREAMED, tolerated)
     eval_records = build.read_all(config.data.eval_path)
     checks.check_records(records, config.objective, ", ".join(config.data.path) or "data.path", config.data)
     if config.data.eval_path:
@@ -68,13 +71,14 @@ def read_inputs(config: Config) -> Inputs:
     root = build.image_root(config.data)
     decode = not config.train.cache_vision_features  # which reads every image before training anyway
     on_disk = [] if source is not None and source.holds_images else records
-    checks.check_images([*on_disk, *eval_records], root, decode=decode)
+    checks.check_images(on_disk, root, decode=decode, max_bad_fraction=tolerated)
+    checks.check_images(eval_records, root, decode=decode)
     encoder = build.build_encoder(processor, config.data)
     inputs = Inputs(processor, encoder, records, eval_records, root, source)
-    for part, where in ((records, "data.path"), (eval_records, "data.eval_path")):
+    for part, where, share in ((records, "data.path", tolerated), (eval_records, "data.eval_path", 0.0)):
         if part:
             dataset = build_dataset(config, inputs, part, pixels=False)
-            checks.check_samples(dataset, where, labels=config.objective.lm_weight > 0)
+            checks.check_samples(dataset, where, labels=config.objective.lm_weight > 0, max_bad_fraction=share)
     if config.log.diagnostic_steps:
         usable_records(eval_records or records, config.log.diagnostic_count)
     return inputs
@@ -109,9 +113,13 @@ def build_dataset(config: Config, inputs: Inputs, records: list[Record], *, pixe
     )
 
 
-def build_train_set(config: Config, inputs: Inputs, *, pixels: bool) -> TrainingDataset | StreamDataset:
+def build_train_set(
+    config: Config, inputs: Inputs, *, pixels: bool
+) -> TrainingDataset | TolerantDataset | StreamDataset:
+    """The training samples; where data.max_bad_fraction allows bad ones, these are replaced."""
     if inputs.source is None:
-        return build_dataset(config, inputs, inputs.records, pixels=pixels)
+        dataset = build_dataset(config, inputs, inputs.records, pixels=pixels)
+        return TolerantDataset(dataset) if config.data.max_bad_fraction else dataset
     return streaming.train_set(config, inputs.source, build_dataset(config, inputs, [], pixels=pixels))
 
 
@@ -138,9 +146,12 @@ def build_trainer(config: Config) -> HaclTrainer:
     )
     lengths = modality = None
     if config.train.grouping != "none":
-        plain = build_dataset(config, inputs, inputs.records, pixels=False)
+        plain = build_train_set(config, inputs, pixels=False)
         lengths = [plain[i].num_tokens for i in range(len(plain))]
         modality = [not record.images for record in inputs.records]
+    skipped = None
+    if config.data.max_bad_fraction:
+        skipped = SkippedSamples(config.data.max_bad_fraction, streaming.epoch_samples(config, train_set))
     trainer = HaclTrainer(
         model,
         config,
@@ -150,9 +161,10 @@ def build_trainer(config: Config) -> HaclTrainer:
         lengths=lengths,
         is_text_only=modality,
         args=arguments,
-        data_collator=collator,
+        data_collator=SkipNotes(collator) if skipped else collator,
         train_dataset=train_set,
         eval_dataset=eval_set,
+        skipped=skipped,
     )
     _watch(trainer, config, inputs, model)
     return trainer
@@ -289,14 +301,14 @@ def _announce(config: Config, trainer: HaclTrainer, resume: str | None) -> None:
         + ("no DeepSpeed" if train.deepspeed is None else f"DeepSpeed ZeRO-{runtime.zero_stage(train)}")
         + (f", resuming {resume}" if resume else "")
     )
-    window = train.gradient_accumulation_steps if train.grad_cache else 1
     print(
-        f"contrastive batch: {train.per_device_batch_size * ranks * window} samples "
-        f"({'all micro-batches of a step' if window > 1 else 'one micro-batch'} over all ranks); "
-        f"generation batch: {train.per_device_batch_size * ranks * train.gradient_accumulation_steps} samples per step"
+        f"contrastive batch: {train.contrastive_batch_size * ranks} samples "
+        f"({'the whole step' if train.grad_cache else 'one micro-batch'} over all ranks"
+        + (f", {train.chunk_size} per rank at a time); " if train.grad_cache else "); ")
+        + f"generation batch: {train.per_device_batch_size * ranks * train.gradient_accumulation_steps} samples per step"
         + (
             f"; accumulation averages {train.gradient_accumulation_steps} contrastive batches, it does not enlarge them"
-            if train.gradient_accumulation_steps > 1 and window == 1
+            if train.gradient_accumulation_steps > 1 and not train.grad_cache
             else ""
         ),
         flush=True,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from itertools import islice
+from typing import Any
 
 from hacl.config import Config, ConfigError
 from hacl.data.dataset import TrainingDataset
@@ -33,18 +35,33 @@ def open_stream(config: Config) -> Source:
     return source
 
 
-def read_head(source: Source, count: int) -> list[Record]:
-    """The first records of a source; images it holds itself are decoded on the way. Raises ValueError naming record."""
-    records = []
+def read_head(source: Source, count: int, max_bad_fraction: float = 0.0) -> list[Record]:
+    """The first records of a source; images it holds itself are decoded on the way.
+
+    Raises ValueError naming the record where more than this share of them is bad; bad ones are left out and counted.
+    """
+    records: list[Record] = []
+    bad: list[Exception] = []
     for where, row in islice(source.rows(), count):
-        record = source.decode(where, row)
-        for name, data in source.pictures(row).items():
-            try:
-                decode_image(data, name)
-            except ValueError as error:
-                raise ValueError(f"{where}: record {record.id!r}: {error}") from error
-        records.append(record)
+        try:
+            records.append(_checked(source, where, row))
+        except ValueError as error:
+            bad.append(error)
+            checks.refuse_above(bad, max_bad_fraction, count, "first records")
+    checks.refuse_above(bad, max_bad_fraction, len(records) + len(bad), "first records")
+    if bad:
+        checks.say(f"{len(bad)} of the first {len(records) + len(bad)} rows will be replaced, first: {bad[0]}")
     return records
+
+
+def _checked(source: Source, where: str, row: Any) -> Record:
+    record = source.decode(where, row)
+    for name, data in source.pictures(row).items():
+        try:
+            decode_image(data, name)
+        except ValueError as error:
+            raise ValueError(f"{where}: record {record.id!r}: {error}") from error
+    return record
 
 
 def train_set(config: Config, source: Source, samples: TrainingDataset) -> StreamDataset:
@@ -63,4 +80,14 @@ def train_set(config: Config, source: Source, samples: TrainingDataset) -> Strea
         f"streaming {', '.join(config.data.path)}: {number} global batches per epoch, shuffled within {stream.block} "
         f"records; at most the first {checks.STREAMED} were checked"
     )
-    return StreamDataset(stream, samples, known)
+    return StreamDataset(
+        stream, samples, known, chunk=config.train.grad_cache_chunk, tolerant=config.data.max_bad_fraction > 0
+    )
+
+
+def epoch_samples(config: Config, train_set: Sized) -> int | None:
+    """Samples of an epoch over all ranks; None where a stream does not know."""
+    if not isinstance(train_set, StreamDataset):
+        return len(train_set)
+    batches = train_set.batches_per_epoch
+    return None if batches is None else batches * config.train.per_device_batch_size * runtime.world_size()

@@ -1,0 +1,83 @@
+"""How many training samples could not be read and were replaced, by reason, over all ranks, workers and resumed runs;
+and when there are too many to go on.
+
+The counters are saved in the trainer state of each checkpoint. They change where a step takes its batches, in the
+collective that counts labels, so all ranks hold the same numbers and stop at the same step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from hacl.data.bad_samples import REASONS
+
+logger = logging.getLogger(__name__)
+LOGGED = 5  # of each reason and process, in full; after that every tenth, hundredth, ... of the power of ten reached
+
+
+class SkippedSamples(TrainerCallback, ExportableState):
+    """The counters of a run.
+
+    allowed: `data.max_bad_fraction`; epoch_samples: samples of an epoch, None where that is not known. The share is of
+    the samples drawn so far, counted as one epoch's (or the whole run's, if that is less) until these are drawn: one
+    bad sample in the first batch stops no run.
+    """
+
+    def __init__(self, allowed: float, epoch_samples: int | None):
+        self.allowed, self.epoch_samples = allowed, epoch_samples
+        self.at_least = 0
+        self.samples = 0
+        self.totals = dict.fromkeys(REASONS, 0)
+        self._seen = dict.fromkeys(REASONS, 0)
+
+    def take(self, batches: list[dict[str, Any]]) -> list[int]:
+        """Remove the notes from the batches of this rank and log them; [samples, skipped by each reason]."""
+        counts = dict.fromkeys(REASONS, 0)
+        for batch in batches:
+            for reason, message in batch.pop("skipped", ()):
+                counts[reason] += 1
+                self._log(reason, message)
+        return [sum(batch["sample_index"].numel() for batch in batches), *counts.values()]
+
+    def add(self, counts: Sequence[int]) -> str | None:
+        """Add what `take` returned, summed over ranks; or, above the share, add nothing and say what is wrong."""
+        samples, *skipped = counts
+        totals = {name: self.totals[name] + count for name, count in zip(REASONS, skipped, strict=True)}
+        bad, base = sum(totals.values()), max(self.samples + samples, self.at_least)
+        if bad > self.allowed * base:
+            by_reason = ", ".join(f"{count} {name}" for name, count in totals.items() if count)
+            return (
+                f"{bad} sample(s) could not be read ({by_reason}), more than data.max_bad_fraction={self.allowed:g} of "
+                f"{base}; list them with data_prep/validate.py and mend them, or raise that share"
+            )
+        self.samples += samples
+        self.totals = totals
+        return None
+
+    def metrics(self) -> dict[str, int]:
+        """`skipped/<reason>`: samples replaced since the run began, for reasons that occurred."""
+        return {f"skipped/{name}": count for name, count in self.totals.items() if count}
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"samples": self.samples, "totals": self.totals}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        window = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        run = state.max_steps * window
+        self.at_least = run if self.epoch_samples is None else min(run, self.epoch_samples)
+        name = type(self).__name__
+        if state.global_step and name in state.stateful_callbacks:
+            saved = state.stateful_callbacks[name]["attributes"]
+            self.samples, self.totals = saved["samples"], {**self.totals, **saved["totals"]}
+        state.stateful_callbacks[name] = self.state()  # which a checkpoint of an earlier version lacks
+
+    def _log(self, reason: str, message: str) -> None:
+        self._seen[reason] = seen = self._seen[reason] + 1
+        step = 10 ** (len(str(seen)) - 1)
+        if seen <= LOGGED or (seen >= 10 and seen % step == 0):
+            logger.warning("skipped, %s number %d of this process: %s", reason, seen, message)
