@@ -15,9 +15,9 @@ from dataclasses import dataclass
 class Tree:
     """Sequences merged at their common beginnings, tokens in preorder: a token comes after all that it may see.
 
-    tokens: one entry per distinct beginning; depth: how many tokens precede it on its own path, its position; end: index
-    after its last descendant, so that token q sees token k exactly if k <= q < end[k]; columns: for every sequence the
-    index of each of its tokens. The first sequence lies at 0, 1, 2, ...
+    tokens: one entry per distinct beginning; depth: how many tokens precede it on its own path, its position; end:
+    index after its last descendant, so that token q sees token k exactly if k <= q < end[k]; columns: for every
+    sequence the index of each of its tokens. The first sequence lies at 0, 1, 2, ...
     """
 
     tokens: list[Hashable]

@@ -119,6 +119,9 @@ def image_sequence(encoder: SequenceEncoder, objective) -> tuple[EncodedSequence
         return sequence, ((end - 1, end) if objective.image_pool == "last" else (0, end - 1))
     whole = encoder.caption_sequence("yes")
     start, end = whole.image_spans[0]
+    if objective.form == "eos_branch":
+        ids = [*whole.ids[:end], *encoder.eos]
+        return EncodedSequence(ids, [False] * len(ids), [(start, end)]), (end, end + 1)
     sequence = EncodedSequence(whole.ids[:end], whole.is_label[:end], [(start, end)])
     return sequence, (end - 1 if objective.image_pool == "last" else start, end)
 

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hacl.data.collate import GENERATION, HALLUCINATED_GENERATION
-from hacl.data.packing import segment_mask
 from hacl.losses.gather import Gather
 from hacl.losses.lm import likelihood_margin, sequence_log_likelihood, token_losses
 from hacl.models.adapters import Adapter, find_adapter
+from hacl.models.attention_masks import dense_mask
 from hacl.models.heads import ContrastiveHeads
 from hacl.models.reads import read_spans
 from hacl.training.build import make_heads
@@ -179,6 +179,9 @@ class HaclModel(PreTrainedModel):
         if only_features:
             return HaclOutput(features=self.features(self.read(read_states_RTD, batch), batch))
         report: Report = {}
+        if "shared_tokens" in batch:
+            saved = batch["shared_tokens"]
+            report["shared_token_share"] = (saved, saved + (batch["segment_ids"] > 0).sum())
         lm_sum, lm_tokens, margin = self._generation(states_RTD, batch, report)
         objective = self.objective
         contrastive = lm_sum.new_zeros(())
@@ -215,9 +218,8 @@ class HaclModel(PreTrainedModel):
         embeds_RTD = adapter.embed(batch["input_ids"])
         is_image_RT1 = (source_RT >= 0)[..., None]
         embeds_RTD = torch.where(is_image_RT1, flat_ND[source_RT.clamp_min(0)].to(embeds_RTD.dtype), embeds_RTD)
-        return adapter.decode(
-            embeds_RTD, segment_mask(batch["segment_ids"]), batch["position_ids"], self.objective.layer
-        )
+        mask = dense_mask(batch["segment_ids"], batch.get("subtree_end"))
+        return adapter.decode(embeds_RTD, mask, batch["position_ids"], self.objective.layer)
 
     def read(self, states_RTD: Tensor, batch: dict[str, Tensor]) -> Representations:
         """Pooled image, caption and hallucinated-caption states; constant text is detached or comes from the batch."""

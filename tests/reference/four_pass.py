@@ -50,6 +50,10 @@ def four_pass_loss(hacl, samples):
                 _, states = states_of(model, root, sample.pixels, objective.layer)
                 last = len(root)
                 image = states[last - 1] if objective.image_pool == "last" else states[: last - 1].mean(0)
+            elif objective.form == "eos_branch":
+                root = [*ids[: sample.generation.image_spans[0][1]], model.config.text_config.eos_token_id]
+                _, states = states_of(model, root, sample.pixels, objective.layer)
+                image = states[-1]
             else:
                 start, end = sample.generation.image_spans[0]
                 _, states = states_of(model, ids[:end], sample.pixels, objective.layer)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hacl.data.packing import pack_rows, pack_tightly, segment_mask
+from hacl.data.packing import pack_rows, pack_tightly
+from hacl.models.attention_masks import dense_mask
 from hacl.models.reads import read_spans
 
 
@@ -42,7 +43,7 @@ def test_a_sequence_longer_than_a_row_is_refused():
 
 
 def test_the_mask_is_causal_within_a_segment_and_closed_between_segments():
-    mask = segment_mask(torch.tensor([[1, 1, 2, 2, 2, 0]]))[0, 0]
+    mask = dense_mask(torch.tensor([[1, 1, 2, 2, 2, 0]]))[0, 0]
     expected = torch.tensor(
         [
             [1, 0, 0, 0, 0, 0],
@@ -58,7 +59,7 @@ def test_the_mask_is_causal_within_a_segment_and_closed_between_segments():
 
 
 def test_rows_of_one_left_aligned_sequence_need_no_mask():
-    assert segment_mask(torch.tensor([[1, 1, 1], [1, 0, 0]])) is None
+    assert dense_mask(torch.tensor([[1, 1, 1], [1, 0, 0]])) is None
 
 
 def test_reads_take_one_state_exactly_and_average_a_span():
