@@ -69,7 +69,7 @@ class DataConfig:
     )
     max_bad_fraction: float = setting(
         0.0,
-        "share of training samples that may be unreadable and are replaced and counted; 0 = the first one stops the run",
+        "share of training samples that may be unreadable; they are replaced, counted; 0 = the first one ends the run",
     )
     seed: int = setting(0, "seed of sample order and of the captions drawn per epoch")
 
