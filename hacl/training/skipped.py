@@ -23,14 +23,14 @@ LOGGED = 5  # of each reason and process, in full; after that every tenth, hundr
 class SkippedSamples(TrainerCallback, ExportableState):
     """The counters of a run.
 
-    allowed: `data.max_bad_fraction`; epoch_samples: samples of an epoch, None where that is not known. The share is of
-    the samples drawn so far, counted as one epoch's (or the whole run's, if that is less) until these are drawn: one
-    bad sample in the first batch stops no run.
+    allowed: `data.max_bad_fraction`; epoch_samples: samples drawn in an epoch, None where that is not known. The share
+    is of the samples of all epochs begun, as far as the run goes (of the whole run where an epoch's are not known): a
+    bad sample in the first batch stops no run, and one order of the samples is as good as another.
     """
 
     def __init__(self, allowed: float, epoch_samples: int | None):
         self.allowed, self.epoch_samples = allowed, epoch_samples
-        self.at_least = 0
+        self.run_samples = 0
         self.samples = 0
         self.totals = dict.fromkeys(REASONS, 0)
         self._seen = dict.fromkeys(REASONS, 0)
@@ -48,7 +48,7 @@ class SkippedSamples(TrainerCallback, ExportableState):
         """Add what `take` returned, summed over ranks; or, above the share, add nothing and say what is wrong."""
         samples, *skipped = counts
         totals = {name: self.totals[name] + count for name, count in zip(REASONS, skipped, strict=True)}
-        bad, base = sum(totals.values()), max(self.samples + samples, self.at_least)
+        bad, base = sum(totals.values()), self._begun(self.samples + samples)
         if bad > self.allowed * base:
             by_reason = ", ".join(f"{count} {name}" for name, count in totals.items() if count)
             return (
@@ -59,6 +59,12 @@ class SkippedSamples(TrainerCallback, ExportableState):
         self.totals = totals
         return None
 
+    def _begun(self, samples: int) -> int:
+        """Samples of the epochs begun when so many were drawn, as far as the run goes."""
+        if self.epoch_samples is None:
+            return self.run_samples
+        return min(self.run_samples, -(-samples // self.epoch_samples) * self.epoch_samples)
+
     def metrics(self) -> dict[str, int]:
         """`skipped/<reason>`: samples replaced since the run began, for reasons that occurred."""
         return {f"skipped/{name}": count for name, count in self.totals.items() if count}
@@ -68,8 +74,7 @@ class SkippedSamples(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         window = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        run = state.max_steps * window
-        self.at_least = run if self.epoch_samples is None else min(run, self.epoch_samples)
+        self.run_samples = state.max_steps * window
         name = type(self).__name__
         if state.global_step and name in state.stateful_callbacks:
             saved = state.stateful_callbacks[name]["attributes"]

@@ -86,8 +86,9 @@ def train_set(config: Config, source: Source, samples: TrainingDataset) -> Strea
 
 
 def epoch_samples(config: Config, train_set: Sized) -> int | None:
-    """Samples of an epoch over all ranks; None where a stream does not know."""
-    if not isinstance(train_set, StreamDataset):
-        return len(train_set)
-    batches = train_set.batches_per_epoch
-    return None if batches is None else batches * config.train.per_device_batch_size * runtime.world_size()
+    """Samples drawn in an epoch over all ranks; None where a stream does not know."""
+    size = config.train.per_device_batch_size * runtime.world_size()
+    if isinstance(train_set, StreamDataset):
+        batches = train_set.batches_per_epoch
+        return None if batches is None else batches * size
+    return len(train_set) // size * size or len(train_set)

@@ -192,7 +192,7 @@ def trained(counter, max_steps=100, global_step=0, saved=None):
 
 
 @pytest.mark.parametrize("epoch, max_steps, allowed_bad", [(100, 100, 10), (100, 20, 4), (None, 30, 6), (10, 100, 1)])
-def test_the_share_is_of_an_epoch_or_of_a_shorter_run_until_more_was_drawn(epoch, max_steps, allowed_bad):
+def test_the_share_is_of_all_of_an_epoch_once_it_has_begun_or_of_a_shorter_run(epoch, max_steps, allowed_bad):
     counter = trained(SkippedSamples(0.1, epoch), max_steps)
     for _ in range(allowed_bad):
         assert counter.add([1, 1, 0, 0, 0, 0]) is None
@@ -205,6 +205,9 @@ def test_a_share_that_holds_over_many_epochs_does_not_stop_a_run():
     counter = trained(SkippedSamples(0.1, 10), 10**6)
     assert all(counter.add([10, 1, 0, 0, 0, 0]) is None for _ in range(500))
     assert counter.add([10, 2, 0, 0, 0, 0]) is not None
+    early = trained(SkippedSamples(0.1, 10), 10**6)
+    assert early.add([10, 1, 0, 0, 0, 0]) is None
+    assert early.add([1, 1, 0, 0, 0, 0]) is None, "which comes first in an epoch is chance"
 
 
 def test_counters_go_on_after_a_resume_and_begin_at_nothing_in_a_new_run():
