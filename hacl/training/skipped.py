@@ -24,13 +24,13 @@ class SkippedSamples(TrainerCallback, ExportableState):
     """The counters of a run.
 
     allowed: `data.max_bad_fraction`; epoch_samples: samples drawn in an epoch, None where that is not known. The share
-    is of the samples of all epochs begun, as far as the run goes (of the whole run where an epoch's are not known): a
+    is of the samples of all epochs begun (of the whole run where that is less, or where an epoch's are not known): a
     bad sample in the first batch stops no run, and one order of the samples is as good as another.
     """
 
     def __init__(self, allowed: float, epoch_samples: int | None):
         self.allowed, self.epoch_samples = allowed, epoch_samples
-        self.run_samples = 0
+        self.run_samples = 1
         self.samples = 0
         self.totals = dict.fromkeys(REASONS, 0)
         self._seen = dict.fromkeys(REASONS, 0)
@@ -60,10 +60,9 @@ class SkippedSamples(TrainerCallback, ExportableState):
         return None
 
     def _begun(self, samples: int) -> int:
-        """Samples of the epochs begun when so many were drawn, as far as the run goes."""
-        if self.epoch_samples is None:
-            return self.run_samples
-        return min(self.run_samples, -(-samples // self.epoch_samples) * self.epoch_samples)
+        """Samples of the epochs begun when so many were drawn."""
+        epoch = min(self.run_samples, self.epoch_samples or self.run_samples)
+        return -(-samples // epoch) * epoch
 
     def metrics(self) -> dict[str, int]:
         """`skipped/<reason>`: samples replaced since the run began, for reasons that occurred."""

@@ -205,7 +205,7 @@ def test_a_share_that_holds_over_many_epochs_does_not_stop_a_run():
     counter = trained(SkippedSamples(0.1, 10), 10**6)
     assert all(counter.add([10, 1, 0, 0, 0, 0]) is None for _ in range(500))
     assert counter.add([10, 2, 0, 0, 0, 0]) is not None
-    early = trained(SkippedSamples(0.1, 10), 10**6)
+    early = trained(SkippedSamples(0.1, 10), 6)  # 12 samples
     assert early.add([10, 1, 0, 0, 0, 0]) is None
     assert early.add([1, 1, 0, 0, 0, 0]) is None, "which comes first in an epoch is chance"
 
