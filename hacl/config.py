@@ -186,6 +186,9 @@ class TrainConfig:
 @dataclass
 class LogConfig:
     steps: int = setting(10, "steps between log lines")
+    peak_tflops: float | None = setting(
+        None, "peak TFLOP/s of a rank's device, for mfu and hfu; None = of a known GPU in bf16, else neither is logged"
+    )
     wandb: bool = setting(False, "also report to Weights & Biases")
     run_name: str | None = setting(None, "name shown by the loggers; None = output_dir")
     sample_steps: int = setting(0, "steps between generated captions of fixed images; 0 = never")

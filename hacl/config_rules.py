@@ -222,6 +222,10 @@ RULES: list[Rule] = [
         "(objective.num_captions, objective.num_hallucinated) that are decoded in the step, which they are not where "
         "the decoder is frozen and their states are cached (train.cache_text_states, train.text_cache)",
     ),
+    (
+        lambda c: c.log.peak_tflops is not None and c.log.peak_tflops <= 0,
+        "log.peak_tflops must be above 0 (null: that of a known GPU)",
+    ),
     (lambda c: c.train.epochs <= 0, "train.epochs must be above 0"),
     (
         lambda c: c.train.grad_cache and (c.train.chunks_per_step == 1 or c.objective.contrastive_weight == 0),

@@ -67,7 +67,7 @@ class StepCost:
             trained, trained_pairs = trained - work.text_contexts, trained_pairs - work.text_pairs
         attention = self.attention
         return (
-            (self.vision.total(work.images) if work.pixels else 0.0)
+            self.vision.total(work.towers)
             + self.projector.total(work.images)
             + work.contexts * self.decoder.forward
             + trained * self.decoder.backward
@@ -82,32 +82,31 @@ class StepCost:
         self,
         work: Work,
         *,
-        dense: bool = True,
+        pairs: int | None = None,
         factor: float = FUSED_BACKWARD,
         recompute: bool = False,
         grad_cache: bool = False,
     ) -> float:
         """What the packed step runs, padding and gradients of constant text included.
 
-        dense: attention over whole rows, as with a mask (and as torch's counter reads any attention), instead of the
-        positions that are seen; factor: forward passes that the backward of attention takes; recompute: gradient
-        checkpointing; grad_cache: a first pass without a graph and without logits.
+        pairs: of positions that attention runs over (a count of `work`), as torch counts them if None: whole rows
+        of any kernel; factor: forward passes that the backward of attention takes; recompute: gradient checkpointing;
+        grad_cache: a first pass without a graph and without logits.
         """
-        pairs = work.dense_pairs if dense else work.packed_pairs
-        images = work.images_run
-        pixels = images if work.pixels else 0
+        pairs = work.dense_pairs if pairs is None else pairs
+        images, towers = work.images_run, work.towers_run
         decoder, attention = self.decoder, self.attention
-        total = self.vision.total(pixels, factor) + self.projector.total(images)
+        total = self.vision.total(towers, factor) + self.projector.total(images)
         total += decoder.total(work.slots) + attention.total(pairs, factor)
         total += self.head.total(work.labels)
-        total += self.image_head.total(work.image_slots) + self.text_head.total(work.text_slots)
+        total += self.image_head.total(work.image_read_slots) + self.text_head.total(work.text_read_slots)
         if recompute:
             total += work.slots * decoder.again + pairs * attention.attention * attention.share
-            total += pixels * (self.vision.again + self.vision.attention * self.vision.share)
+            total += towers * (self.vision.again + self.vision.attention * self.vision.share)
         if grad_cache:
-            total += pixels * (self.vision.forward + self.vision.attention) + images * self.projector.forward
+            total += towers * (self.vision.forward + self.vision.attention) + images * self.projector.forward
             total += work.slots * decoder.forward + pairs * attention.attention
-            total += work.image_slots * self.image_head.forward + work.text_slots * self.text_head.forward
+            total += work.image_read_slots * self.image_head.forward + work.text_read_slots * self.text_head.forward
         return total
 
 

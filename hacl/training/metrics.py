@@ -1,4 +1,4 @@
-"""Sums and counts of what a step reports, reduced over ranks once per log line; the hot path stays on the device."""
+"""What steps report and how fast they are, reduced over ranks once per log line; the hot path stays on the device."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from hacl.training.flops import FUSED_BACKWARD, PLAIN_BACKWARD, StepCost
+from hacl.training.work import Work
 
 
 class ReportMeter:
@@ -29,12 +34,8 @@ class ReportMeter:
         """Collective over ranks. Returns name -> (sum, count) and clears; a name only some ranks have is allowed."""
         local = {name: pair.tolist() for name, pair in self._totals.items()}
         self._totals = {}
-        everywhere = [local]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            everywhere = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(everywhere, local)
         merged: dict[str, tuple[float, float]] = {}
-        for part in everywhere:
+        for part in _everywhere(local):
             for name, (total, count) in part.items():
                 before = merged.get(name, (0.0, 0.0))
                 merged[name] = (before[0] + total, before[1] + count)
@@ -46,57 +47,124 @@ def ratios(merged: dict[str, tuple[float, float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in merged.items() if count}
 
 
-class Throughput:
-    """Samples and tokens per second of training since the last log line, on this rank; `paused` time does not count."""
+@dataclass(frozen=True)
+class Utilisation:
+    """What utilisation is measured with. cost: of each unit of the model; peak: FLOP/s of this rank's device;
+    counts: the attention that the kernels run, a count of `Work`; fused, recompute, grad_cache: as in
+    `StepCost.executed`."""
 
-    def __init__(self) -> None:
+    cost: StepCost
+    peak: float
+    counts: Literal["dense_pairs", "masked_pairs", "packed_pairs"] = "masked_pairs"
+    fused: bool = True
+    recompute: bool = False
+    grad_cache: bool = False
+
+    def minimal(self, work: Work) -> float:
+        return self.cost.minimal(work)
+
+    def executed(self, work: Work) -> float:
+        return self.cost.executed(
+            work,
+            pairs=getattr(work, self.counts),
+            factor=FUSED_BACKWARD if self.fused else PLAIN_BACKWARD,
+            recompute=self.recompute,
+            grad_cache=self.grad_cache,
+        )
+
+
+class Throughput:
+    """Rates of training since the last log line. Counts stay on the device, which only `reduce` and `paused` wait for.
+
+    utilisation: None where the peak of the device is not known; `mfu` and `hfu` are then left out.
+    """
+
+    def __init__(self, utilisation: Utilisation | None = None) -> None:
+        self.utilisation = utilisation
         self.clear()
 
     def clear(self) -> None:
         self.started = time.perf_counter()
-        self.samples = 0
-        self.tokens = 0
-        self.slots = 0
+        self.waited = 0.0
+        self.steps = 0
+        self._work: Tensor | None = None
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out the time spent inside, once the device has finished what training queued."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        _synchronise()
         began = time.perf_counter()
         try:
             yield
         finally:
             self.started += time.perf_counter() - began
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the loading of the micro-batches of one step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - began
+            self.steps += 1
+
     def add(self, batch: dict[str, Tensor]) -> None:
-        self.samples += batch["sample_index"].numel()
-        self.tokens = self.tokens + (batch["segment_ids"] > 0).sum()
-        self.slots += batch["segment_ids"].numel()
+        """batch: of a `CountingCollator`."""
+        work = batch["work"]
+        self._work = work if self._work is None else self._work + work
 
     def reduce(self) -> dict[str, float]:
-        """Collective: samples/s and non-padding tokens/s of the whole job, padding in percent, memory of the worst."""
+        """Collective. Rates are of all ranks together; waiting and memory of the rank with most of it."""
+        _synchronise()
         seconds = max(time.perf_counter() - self.started, 1e-9)
-        local = (self.samples, int(self.tokens), self.slots, memory_gib())
-        everywhere = [local]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            everywhere = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(everywhere, local)
+        work = Work() if self._work is None else Work(*self._work.tolist())
+        used = self.utilisation
+        done = (used.minimal(work), used.executed(work), used.peak) if used else (0.0, 0.0, 0.0)
+        parts = _everywhere((work, self.waited, memory_gib(), *done))
+        works, waited, memory, minimal, executed, peaks = zip(*parts, strict=True)
+        steps = self.steps
         self.clear()
-        samples, tokens, slots = (sum(part[i] for part in everywhere) for i in range(3))
-        if not samples:
+        total = sum(works, Work())
+        if not total.samples:
             return {}
-        return {
-            "samples_per_second": samples / seconds,
-            "tokens_per_second": tokens / seconds,
-            "padding_percent": 100.0 * (1.0 - tokens / max(slots, 1)),
-            "memory_gib": max(part[3] for part in everywhere),
+        rates = {
+            "samples_per_second": total.samples / seconds,
+            "tokens_per_second": total.tokens / seconds,
+            "label_tokens_per_second": total.labels / seconds,
+            "padding_percent": 100.0 * (1.0 - total.tokens / max(total.slots, 1)),
+            "data_wait_percent": 100.0 * min(1.0, max(waited) / seconds),
+            **{name: max(rank[name] for rank in memory) for name in memory[0]},
         }
+        if steps:
+            rates["seconds_per_step"] = max(0.0, seconds - max(waited)) / steps
+        if all(peaks):
+            rates["mfu"] = sum(minimal) / (seconds * sum(peaks))
+            rates["hfu"] = sum(executed) / (seconds * sum(peaks))
+        return rates
 
 
-def memory_gib() -> float:
-    """Peak memory of this process in GiB: allocated on the GPU, or resident where there is none."""
+def memory_gib() -> dict[str, float]:
+    """Peak memory of this process in GiB: `memory_gib` allocated on the GPU, with `memory_reserved_gib` held by its
+    allocator, or resident where there is no GPU."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return {
+            "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "memory_reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        }
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _everywhere(value) -> list:
+    """What every rank passed, in rank order."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -23,8 +23,10 @@ from hacl.losses.gather import Gather
 from hacl.training import build, caches, callbacks, checks, manifest, runtime, streaming
 from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
+from hacl.training.outline import utilisation
 from hacl.training.skipped import SkippedSamples
 from hacl.training.trainer import DataError, HaclTrainer
+from hacl.training.work import CountingCollator
 
 RESULT = "result.json"
 
@@ -128,6 +130,7 @@ def build_trainer(config: Config) -> HaclTrainer:
     refuse_used_folder(config)
     runtime.prepare_process(config.train)
     inputs = read_inputs(config)
+    measured = utilisation(config, inputs.processor)
     stores = caches.Stores()
     if caches.wanted(config) and runtime.zero_stage(config.train) == 3:
         unsharded = build_model(config, inputs)  # no arguments yet, so nothing shards it
@@ -144,6 +147,7 @@ def build_trainer(config: Config) -> HaclTrainer:
     collator = PackedCollator(
         inputs.encoder, config.objective, text_states=stores.texts, image_features=stores.features
     )
+    collator = CountingCollator(collator)
     lengths = modality = None
     if config.train.grouping != "none":
         plain = build_train_set(config, inputs, pixels=False)
@@ -165,6 +169,7 @@ def build_trainer(config: Config) -> HaclTrainer:
         train_dataset=train_set,
         eval_dataset=eval_set,
         skipped=skipped,
+        utilisation=measured,
     )
     _watch(trainer, config, inputs, model)
     return trainer

@@ -26,7 +26,7 @@ from hacl.losses.gather import Gather
 from hacl.training import accumulation, manifest, sampler, weights
 from hacl.training.grad_cache import Window
 from hacl.training.groups import parameter_groups
-from hacl.training.metrics import ReportMeter, Throughput, ratios
+from hacl.training.metrics import ReportMeter, Throughput, Utilisation, ratios
 from hacl.training.objective import compose
 from hacl.training.skipped import SkippedSamples
 
@@ -49,6 +49,7 @@ class HaclTrainer(Trainer):
 
     skipped: SkippedSamples | None = None  # of a run that may replace unreadable samples
     _caches = False
+    _throughput = Throughput()
     _window: Window | None = None  # the micro-batches of the step, where `train.grad_cache` makes them one batch
 
     def __init__(
@@ -62,6 +63,7 @@ class HaclTrainer(Trainer):
         lengths: list[int] | None = None,
         is_text_only: list[bool] | None = None,
         skipped: SkippedSamples | None = None,
+        utilisation: Utilisation | None = None,
         **kwargs,
     ):
         super().__init__(model=model, **kwargs)
@@ -76,7 +78,7 @@ class HaclTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self._meter = ReportMeter()
-        self._throughput = Throughput()
+        self._throughput = Throughput(utilisation)
         self._saved_step = -1
         self._caches = config.train.grad_cache
         asked = config.train.deepspeed is not None
@@ -143,7 +145,8 @@ class HaclTrainer(Trainer):
         """
         batches, failure = [], None
         try:
-            batches = list(itertools.islice(epoch_iterator, num_batches))
+            with self._throughput.waiting():
+                batches = list(itertools.islice(epoch_iterator, num_batches))
         except (ValueError, OSError) as error:
             failure = error
         gather = Gather(alone=self.args.world_size == 1)

@@ -8,12 +8,14 @@ Shapes: R packed rows, T tokens per row, N image tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from hacl.models.attention_masks import subtree_ends
+from hacl.models.attention_masks import is_plain, subtree_ends
 
 
 @dataclass
@@ -21,10 +23,11 @@ class Work:
     """Counts of one micro-batch, or of several added up.
 
     contexts: distinct contexts, pairs: positions they see, themselves included; text_contexts, text_pairs: those of
-    them that see no image. tokens: without padding; slots: with it; packed_pairs: positions seen by all tokens;
-    dense_pairs: by all slots over whole rows. images: those that a token refers to; images_run: with the blank one of a
-    batch without images; pixels: whether the tower runs (0 with cached features). reads: valid ones; slots of
-    reads: as projected.
+    them that see no image. tokens: without padding; slots: with it. packed_pairs: positions that all tokens see;
+    masked_pairs: that a kernel with a dense mask or a causal flag runs; dense_pairs: of whole rows. labels: positions
+    with logits. images: that a token refers to; images_run: with the blank one of a batch without images;
+    towers, towers_run: of them, those that pass the tower (none with cached features). reads: representations of the
+    contrastive loss; read_slots: with absent ones.
     """
 
     samples: int = 0
@@ -35,41 +38,57 @@ class Work:
     tokens: int = 0
     slots: int = 0
     packed_pairs: int = 0
+    masked_pairs: int = 0
     dense_pairs: int = 0
     labels: int = 0
     images: int = 0
     images_run: int = 0
-    pixels: int = 0
+    towers: int = 0
+    towers_run: int = 0
     image_reads: int = 0
     text_reads: int = 0
-    image_slots: int = 0
-    text_slots: int = 0
+    image_read_slots: int = 0
+    text_read_slots: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Work(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def tensor(self) -> Tensor:
+        """The counts as one int64 vector, in the order of the fields; `Work(*vector.tolist())` is the way back."""
+        return torch.tensor(astuple(self))
+
+
+class CountingCollator:
+    """A collator whose batches also hold what they ask for, under "work": counted where the batch is made, so that
+    training waits for no count."""
+
+    def __init__(self, collator: Callable[[Sequence], dict[str, Tensor]]):
+        self.collator = collator
+
+    def __call__(self, samples: Sequence) -> dict[str, Tensor]:
+        batch = self.collator(samples)
+        batch["work"] = count_work(batch).tensor()
+        return batch
 
 
 def count_work(batch: dict[str, Tensor]) -> Work:
-    """Counts of a batch of `PackedCollator` on the CPU; a few sorted arrays of (R, T), no device is waited for."""
+    """Counts of a batch of `PackedCollator` on the CPU."""
     segments_RT = batch["segment_ids"]
     rows, columns = segments_RT.shape
-    ends_RT = batch.get("subtree_end")
-    if ends_RT is None:
-        ends_RT = subtree_ends(segments_RT)
+    branching = batch.get("subtree_end")
+    ends_RT = (subtree_ends(segments_RT) if branching is None else branching).numpy()
     is_token = segments_RT.numpy() > 0
     source_RT = batch["image_source"].numpy()
-    depth_RT = _sum_over_branch(is_token.astype(np.int64), ends_RT.numpy(), is_token)
-    seen_images_RT = _sum_over_branch((source_RT >= 0).astype(np.int64), ends_RT.numpy(), is_token)
+    depth_RT = _sum_over_branch(is_token.astype(np.int64), ends_RT, is_token)
+    seen_images_RT = _sum_over_branch((source_RT >= 0).astype(np.int64), ends_RT, is_token)
     names_RT = _mix(batch["input_ids"].numpy(), source_RT, depth_RT)
-    context_RT = _sum_over_branch(names_RT, ends_RT.numpy(), is_token)
+    context_RT = _sum_over_branch(names_RT, ends_RT, is_token)
     _, first = np.unique(context_RT[is_token], return_index=True)
     depth, is_text = depth_RT[is_token], seen_images_RT[is_token] == 0
-    per_image = len(batch["image_tokens"])
-    images = batch["pixel_values"] if "pixel_values" in batch else batch["image_features"]
-    valid = {name: batch.get(f"{name}_valid") for name in ("image", "caption", "hallucinated")}
-    read, slots = (
-        {name: 0 if v is None else f(v) for name, v in valid.items()} for f in (lambda v: int(v.sum()), Tensor.numel)
-    )
+    has_pixels = "pixel_values" in batch
+    images = len(np.unique(source_RT[source_RT >= 0] // len(batch["image_tokens"])))
+    images_run = len(batch["pixel_values" if has_pixels else "image_features"])
+    reads, slots = _reads(batch)
     return Work(
         samples=batch["sample_index"].numel(),
         contexts=len(first),
@@ -79,16 +98,28 @@ def count_work(batch: dict[str, Tensor]) -> Work:
         tokens=int(is_token.sum()),
         slots=rows * columns,
         packed_pairs=int(depth.sum()),
-        dense_pairs=rows * columns * columns,
+        masked_pairs=rows * columns * (columns + 1) // 2 if is_plain(segments_RT, branching) else rows * columns**2,
+        dense_pairs=rows * columns**2,
         labels=batch["label_target"].numel(),
-        images=len(np.unique(source_RT[source_RT >= 0] // per_image)),
-        images_run=len(images),
-        pixels=int("pixel_values" in batch),
-        image_reads=read["image"],
-        text_reads=read["caption"] + read["hallucinated"],
-        image_slots=slots["image"],
-        text_slots=slots["caption"] + slots["hallucinated"],
+        images=images,
+        images_run=images_run,
+        towers=images if has_pixels else 0,
+        towers_run=images_run if has_pixels else 0,
+        image_reads=reads["image"],
+        text_reads=reads["caption"] + reads["hallucinated"],
+        image_read_slots=slots["image"],
+        text_read_slots=slots["caption"] + slots["hallucinated"],
     )
+
+
+def _reads(batch: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, int]]:
+    """Representations that are there, and those that are projected, by kind; none without a contrastive loss."""
+    found, slots = {}, {}
+    for kind in ("image", "caption", "hallucinated"):
+        valid = batch.get(f"{kind}_valid")
+        found[kind] = 0 if valid is None else int(valid.sum())
+        slots[kind] = 0 if valid is None else valid.numel()
+    return found, slots
 
 
 def _sum_over_branch(values_RT: np.ndarray, ends_RT: np.ndarray, is_token: np.ndarray) -> np.ndarray:

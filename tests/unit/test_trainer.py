@@ -18,6 +18,7 @@ from hacl.training.objective import HaclModel, compose
 from hacl.training.runtime import deepspeed_config
 from hacl.training.sampler import GlobalBatchSampler, plan_epoch, plan_evaluation
 from hacl.training.trainer import DataError, HaclTrainer
+from hacl.training.work import Work
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,7 +139,7 @@ def test_a_resumed_log_loses_later_lines_and_a_cut_one(tmp_path):
 
 def test_time_spent_validating_saving_and_sampling_is_no_training_time():
     meter = Throughput()
-    meter.add({"sample_index": torch.zeros(6), "segment_ids": torch.ones(1, 10)})
+    meter.add({"work": Work(samples=6, tokens=10, slots=10).tensor()})
     with meter.paused():
         time.sleep(0.3)
     meter.started -= 1.0  # one more second of training

@@ -1,0 +1,90 @@
+"""The model of a run without its weights: parameters on the meta device, with what trains and what each unit costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hacl.config import Config, ModelConfig
+from hacl.models.adapters import Adapter
+from hacl.training import build
+from hacl.training.flops import StepCost, step_cost
+from hacl.training.hardware import peak_tflops
+from hacl.training.metrics import Utilisation
+
+
+@dataclass
+class Outline:
+    """backbone: the stock model, or the PEFT model around one; heads: None without a contrastive loss."""
+
+    backbone: nn.Module
+    adapter: Adapter
+    heads: nn.Module | None
+
+
+def outline(config: Config) -> Outline:
+    """What `run.build_model` would build, on the meta device. Call it before DeepSpeed is told of ZeRO-3, which would
+    shard it."""
+    from transformers import AutoModelForImageTextToText
+
+    settings = read_model_config(config.model)
+    with torch.device("meta"):
+        backbone = AutoModelForImageTextToText.from_config(
+            settings, attn_implementation=config.model.attn_implementation, dtype=build.DTYPES[config.model.dtype]
+        )
+        backbone = build.select_trainable(backbone, config.model, masters=False)
+        adapter = build.find_adapter(backbone)
+        heads = build.build_heads(adapter, config.objective, seed=0, trainable=config.model.learning_rate.heads > 0)
+    return Outline(backbone, adapter, heads)
+
+
+def read_model_config(model: ModelConfig) -> Any:
+    """The checkpoint's configuration, of which a folder needs to hold nothing else but the processor's files.
+
+    Raises FileNotFoundError naming the fix where it is on the Hub and there is no way to it.
+    """
+    from transformers import AutoConfig
+
+    build.check_model_path(model.path)
+    try:
+        return AutoConfig.from_pretrained(model.path, revision=model.revision)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"model.path={model.path}: config.json could not be read ({reason}). Without a network, or to plan a run "
+            "before its weights are there, give model.path=FOLDER that holds config.json and the processor's files"
+        ) from error
+
+
+def cost_of(config: Config, model: Outline, processor: Any) -> StepCost:
+    """Cost of each unit with images as the processor makes them."""
+    tower = model.adapter.vision_tower
+    pixels = torch.empty(1, *image_shape(processor), dtype=next(tower.parameters()).dtype, device="meta")
+    with torch.device("meta"):
+        return step_cost(model.adapter, model.heads, pixels, layer=config.objective.layer)
+
+
+def image_shape(processor: Any) -> tuple[int, ...]:
+    """(3, H, W) of an image after processing."""
+    from PIL import Image
+
+    blank = Image.new("RGB", (32, 32))
+    return tuple(processor.image_processor(blank, return_tensors="pt")["pixel_values"][0].shape)
+
+
+def utilisation(config: Config, processor: Any) -> Utilisation | None:
+    """How `mfu` and `hfu` of a run are measured, or None where the peak of the device is not known."""
+    peak = peak_tflops(config.log.peak_tflops, bf16=config.train.bf16)
+    if peak is None:
+        return None
+    return Utilisation(
+        cost_of(config, outline(config), processor),
+        peak * 1e12,
+        counts="dense_pairs" if config.model.attn_implementation == "eager" else "masked_pairs",
+        fused=config.model.attn_implementation != "eager",
+        recompute=config.train.gradient_checkpointing,
+        grad_cache=config.train.grad_cache,
+    )
