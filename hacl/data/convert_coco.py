@@ -6,7 +6,6 @@ other two are read one image at a time.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -23,7 +22,7 @@ def members(path: Path) -> Iterator[tuple[str, Any]]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         yield from iter_json_members(path)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise RecordError(f"{path}: not a readable JSON object ({error}); download the file again") from error
 
 

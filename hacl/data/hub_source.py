@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from hacl.data.parquet import from_row
-from hacl.data.records import Record, parse_record
+from hacl.data.records import Record, RecordError, parse_record
 from hacl.data.sources import Source
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -66,10 +66,14 @@ class HubSource(Source):
         )
         for index, row in enumerate(rows, start=start):
             renamed = {self.columns.get(key, key): value for key, value in row.items()}
-            yield f"hub:{self.name}:[{index}]", (index, from_row(renamed))
+            yield f"hub:{self.name}:[{index}]", (index, renamed)
 
     def decode(self, where: str, row: Any) -> Record:
-        index, raw = row
+        index, cells = row
+        try:
+            raw = from_row(cells)
+        except ValueError as error:
+            raise RecordError(f"{where}: {error}") from error
         return parse_record(raw | {"image": _image_name(index)} if _image_in(raw) else raw, where=where)
 
     def pictures(self, row: Any) -> dict[str, bytes]:
@@ -89,7 +93,8 @@ class HubSource(Source):
 def _image_in(raw: dict[str, Any]) -> bytes | None:
     """Content of the image that a row of a table holds itself."""
     image = raw.get("image")
-    return image.get("bytes") if isinstance(image, dict) else None
+    data = image.get("bytes") if isinstance(image, dict) else None
+    return data if isinstance(data, bytes) else None
 
 
 def _image_name(index: int) -> str:

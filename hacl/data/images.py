@@ -41,9 +41,7 @@ class RefusedImage(ValueError):
 def check_relative(path: str) -> None:
     """Refuse (RefusedImage) a path that cannot be one below an image root, whatever is on the disk."""
     if _FOREIGN.match(path):
-        raise RefusedImage(
-            f"image path {path!r} is a URL or names a drive; download it and write a relative path"
-        )
+        raise RefusedImage(f"image path {path!r} is a URL or names a drive; download it and write a relative path")
     if path.startswith(("/", "\\", "~")):
         raise RefusedImage(f"image path {path!r} is absolute; write it relative to the image root")
     if "\\" in path or "\0" in path:

@@ -1,4 +1,7 @@
-"""Read a JSON list or object piece by piece, so that a file of any length takes the memory of its longest piece."""
+"""Read a JSON list or object piece by piece, so that a file of any length takes the memory of its longest piece.
+
+Pieces are read by the rules of `hacl.data.json_text`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hacl.data import json_text
+
 BLOCK = 1 << 20
 _SPACE = " \t\r\n"
+
+
+class JsonError(json.JSONDecodeError):
+    """What is no JSON, or none that is accepted; the message begins with the line of the file."""
+
+    def __init__(self, message: str, line: int):
+        super().__init__(message, "", 0)
+        self.lineno, self.args = line, (f"line {line}: {message}",)
+
+    def __reduce__(self):
+        return type(self), (self.msg, self.lineno)
 
 
 def iter_json_list(path: Path) -> Iterator[Any]:
     """The elements of the JSON list that fills a UTF-8 file.
 
-    Raises json.JSONDecodeError, UnicodeDecodeError or RecursionError at the first thing that is no JSON, after the
-    elements before it.
+    Raises JsonError or UnicodeDecodeError at the first thing that is no JSON, after the elements before it.
     """
     with path.open("rb") as file:
         text = _Text(file)
@@ -63,12 +78,13 @@ class _Text:
     def __init__(self, file):
         self.file = file
         self.utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self.json = json.JSONDecoder()
         self.buffer, self.place, self.ended = "", 0, False
+        self.lines = 0  # that the buffer no longer holds
 
     def more(self, size: int = BLOCK) -> None:
         block = self.file.read(size)
         self.ended = not block
+        self.lines += self.buffer.count("\n", 0, self.place)
         self.buffer = self.buffer[self.place :] + self.utf8.decode(block, final=self.ended)
         self.place = 0
 
@@ -92,8 +108,9 @@ class _Text:
         if self.peek():
             raise self.error("text after the end")
 
-    def error(self, message: str) -> json.JSONDecodeError:
-        return json.JSONDecodeError(message, self.buffer, self.place)
+    def error(self, message: str, place: int | None = None) -> JsonError:
+        place = self.place if place is None else place
+        return JsonError(message, self.lines + self.buffer.count("\n", 0, place) + 1)
 
     def elements(self) -> Iterator[Any]:
         """The elements of the list that begins here."""
@@ -109,12 +126,18 @@ class _Text:
         self.peek()
         while True:
             try:
-                found, end = self.json.raw_decode(self.buffer, self.place)
-            except json.JSONDecodeError:
-                if self.ended:
-                    raise
-            else:
-                if end < len(self.buffer) or self.ended:  # a number at the end of a block may go on
+                found, end = json_text.DECODER.raw_decode(self.buffer, self.place)
+                if end + 2 < len(self.buffer) or self.ended:  # a number at the end of a block may go on: 1 | e+5
+                    json_text.check_value(found, self.buffer[self.place : end])
                     self.place = end
                     return found
+            except json.JSONDecodeError as error:
+                if self.ended:
+                    raise self.error(error.msg, error.pos) from error
+            except RecursionError as error:
+                raise self.error(f"nested deeper than {json_text.DEEPEST} levels") from error
+            except ValueError as error:
+                raise self.error(str(error)) from error
+            if len(self.buffer) - self.place > json_text.LONGEST:
+                raise self.error(f"one piece is longer than {json_text.LONGEST:,} characters, or does not end")
             self.more(max(BLOCK, len(self.buffer) - self.place))  # doubling keeps long elements linear

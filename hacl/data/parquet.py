@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hacl.data.json_text import parse
 from hacl.data.parallel import chunked
 from hacl.data.records import Record, record_to_json
 
@@ -61,13 +62,21 @@ def _to_row(record: Record) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of such a file, or of any table of records, as a raw record: empty cells are absent keys."""
+    """A row of such a file, or of any table of records, as a raw record: empty cells are absent keys.
+
+    Raises ValueError, which names no file, where `OTHER` is no JSON object.
+    """
     found = {key: value for key, value in row.items() if value is not None and key != OTHER}
     if isinstance(found.get("objects"), list) and all(isinstance(pair, tuple) for pair in found["objects"]):
         found["objects"] = dict(found["objects"])
-    if "hallucinated" in found:
+    if isinstance(found.get("hallucinated"), list):
         found["hallucinated"] = [
             {key: value for key, value in edit.items() if value is not None} if isinstance(edit, dict) else edit
             for edit in found["hallucinated"]
         ]
-    return {**found, **(json.loads(row[OTHER]) if row.get(OTHER) else {})}
+    if not row.get(OTHER):
+        return found
+    other = parse(row[OTHER]) if isinstance(row[OTHER], str) else None
+    if not isinstance(other, dict):
+        raise ValueError(f"column {OTHER!r} must hold a JSON object as text; mend or drop the column")
+    return {**found, **other}

@@ -15,6 +15,7 @@ KNOWN_KEYS = {
     "id", "image_id", "hallucinated", "conversations", "objects", *IMAGE_KEYS, *CAPTION_KEYS,
     *UPSTREAM_HALLUCINATED_KEYS,
 }  # fmt: skip
+LONGEST_TEXT = 1_000_000  # characters
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -43,6 +44,10 @@ class Fields:
             raise self.error(key, f"expected text, found {kind_of(value)}", "write a JSON string")
         if not value.strip():
             raise self.error(key, "empty text", "fill it in or leave the key out")
+        if len(value) > LONGEST_TEXT:
+            raise self.error(key, f"{len(value):,} characters, the limit is {LONGEST_TEXT:,}", "shorten the text")
+        if "\0" in value:
+            raise self.error(key, "a NUL character in the text", "remove it")
         try:
             value.encode()
         except UnicodeEncodeError:

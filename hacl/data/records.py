@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hacl.data.json_stream import first_character, iter_json_list
+from hacl.data.json_text import parse_line, read_lines
 from hacl.data.record_fields import KNOWN_KEYS, Fields, kind_of
 from hacl.data.schema import HALLUCINATION_TYPES, HallucinatedCaption, Record, RecordError, Turn
 
@@ -83,21 +84,17 @@ def iter_raw(path: Path | str, on_error: Callable[[RecordError], None] | None = 
                 index, row = next(rows)
             except StopIteration:
                 return
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            except ValueError as error:
                 refuse(
                     f"{path}: not a readable JSON list ({error}); mend the file or write one record per line (.jsonl)"
                 )
                 return
             yield f"{path}:[{index}]", row
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in read_lines(lines):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    row = json.loads(text)
-                else:
-                    continue
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                row = parse_line(line)
+            except ValueError as error:
                 refuse(f"{path}:{number}: not a line of UTF-8 JSON ({error}); write one complete record per line")
                 continue
             yield f"{path}:{number}", row

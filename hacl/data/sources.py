@@ -7,7 +7,6 @@ Written `a.jsonl`, `a.json`, `a.parquet`, `a.tar`, or explicitly `hub:owner/name
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from hacl.data.json_stream import first_character
+from hacl.data.json_text import parse_line, read_lines
 from hacl.data.parquet import from_row
 from hacl.data.records import Record, RecordError, iter_raw, parse_record
+
+_BATCH = 1024  # rows of a Parquet file decoded together
 
 
 class Source(ABC):
@@ -66,16 +68,15 @@ class JsonSource(Source):
             yield from islice(iter_raw(self.path), start, None)
             return
         with self.path.open("rb") as lines:
-            full = ((number, line) for number, line in enumerate(lines, start=1) if line.strip(b" \t\r\n\xef\xbb\xbf"))
-            for number, line in islice(full, start, None):
+            for number, line in islice(read_lines(lines), start, None):
                 yield f"{self.path}:{number}", line
 
     def decode(self, where: str, row: Any) -> Record:
         if isinstance(row, bytes):
             try:
-                row = json.loads(row.decode("utf-8-sig"))
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise RecordError(f"{where}: not a line of UTF-8 JSON ({error})") from error
+                row = parse_line(row)
+            except ValueError as error:
+                raise RecordError(f"{where}: not a line of UTF-8 JSON ({error}); mend or remove it") from error
         return parse_record(row, where=where)
 
     def fingerprint(self) -> str:
@@ -97,13 +98,16 @@ class ParquetSource(Source):
         if missing:
             raise FileNotFoundError(f"{missing[0]}: no such file")
         self.paths = list(paths)
-        try:
-            self._rows = [[meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-                          for meta in map(pq.read_metadata, self.paths)]  # fmt: skip
-        except pyarrow.ArrowInvalid as error:
-            raise RecordError(f"{self.paths[0]}: not a Parquet file ({error})") from error
+        self._rows: list[list[int]] = []
+        for path in self.paths:
+            try:
+                meta = pq.read_metadata(path)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise RecordError(f"{path}: not a Parquet file ({error}); write it again") from error
+            self._rows.append([meta.row_group(group).num_rows for group in range(meta.num_row_groups)])
 
     def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
+        import pyarrow
         import pyarrow.parquet as pq
 
         for path, groups in zip(self.paths, self._rows, strict=True):
@@ -113,11 +117,20 @@ class ParquetSource(Source):
                 if start >= count:
                     start -= count
                 else:
-                    file = pq.ParquetFile(path) if file is None else file
-                    for index, row in enumerate(file.read_row_group(group).slice(start).to_pylist(), start=start):
-                        yield f"{path}:[{done + index}]", from_row(row)
+                    try:
+                        file = pq.ParquetFile(path) if file is None else file
+                        yield from _group_rows(path, file, group, start, done)
+                    except (pyarrow.ArrowException, OSError) as error:
+                        raise RecordError(f"{path}: row group {group} is damaged ({error}); write it again") from error
                     start = 0
                 done += count
+
+    def decode(self, where: str, row: Any) -> Record:
+        try:
+            raw = from_row(row)
+        except ValueError as error:
+            raise RecordError(f"{where}: {error}") from error
+        return parse_record(raw, where=where)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -128,6 +141,16 @@ class ParquetSource(Source):
 
     def count(self) -> int:
         return sum(map(sum, self._rows))
+
+
+def _group_rows(path: Path, file: Any, group: int, start: int, done: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of one row group from its row `start` on, `_BATCH` of them in memory as Python objects."""
+    index = 0
+    for batch in file.iter_batches(_BATCH, row_groups=[group]):
+        skipped = min(start - index, batch.num_rows) if index < start else 0
+        for offset, row in enumerate(batch.slice(skipped).to_pylist(), start=index + skipped):
+            yield f"{path}:[{done + offset}]", row
+        index += batch.num_rows
 
 
 class Joined(Source):
