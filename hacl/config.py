@@ -45,7 +45,14 @@ class ModelConfig:
     lora: LoraSettings = setting(LoraSettings, "low-rank adapters on the decoder")
     load_in_4bit: bool = setting(False, "quantise the frozen decoder to NF4 (CUDA and bitsandbytes only; needs lora)")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "dtype of loaded weights; trained ones are kept in fp32")
-    attn_implementation: Literal["sdpa", "eager"] = setting("sdpa", "attention of the decoder and of the vision tower")
+    attn_implementation: Literal["auto", "sdpa", "eager", "segments", "flex_attention", "flash_attention_2"] = setting(
+        "auto", "attention of the decoder (docs/kernels.md); auto: by device and form. The tower has sdpa, or eager"
+    )
+
+    @property
+    def tower_attention(self) -> str:
+        """What a checkpoint is loaded with; the decoder of a run gets its own, see `hacl.training.kernels`."""
+        return "eager" if self.attn_implementation == "eager" else "sdpa"
 
 
 @dataclass

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hacl.models.attention_masks import additive_mask
 
 
 class UnsupportedModelError(ValueError):
@@ -75,14 +79,21 @@ class Adapter(ABC):
         return self.embed_tokens(input_ids)
 
     def decode(
-        self, inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor, layer: int | None = None
+        self,
+        inputs_embeds: Tensor,
+        attention: Mapping[str, Any] | Tensor | None,
+        position_ids: Tensor,
+        layer: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the decoder once over packed rows.
 
-        inputs_embeds (R, T, D); attention_mask boolean (R, 1, T, T), true where a query may look, or None for plain
-        causal rows; position_ids (R, T). Returns the states after the final norm (R, T, D) and the states to read
-        representations from: the same ones for `layer=None`, else the output of block `layer` (1..L) before any norm.
+        inputs_embeds (R, T, D); attention: what `packed_attention` gives for the decoder's implementation, a boolean
+        mask (R, 1, T, T), true where a query may look (for sdpa, segments and eager), or None for plain causal rows;
+        position_ids (R, T). Returns the states after the final norm (R, T, D) and the states to read representations
+        from: the same ones for `layer=None`, else the output of block `layer` (1..L) before any norm.
         """
+        if not isinstance(attention, Mapping):
+            attention = {"attention_mask": self._attention_mask(attention, inputs_embeds.dtype)}
         captured: list[Tensor] = []
         handle = None
         if layer is not None:
@@ -95,9 +106,9 @@ class Adapter(ABC):
         try:
             states_RTD = self.decoder(
                 inputs_embeds=inputs_embeds,
-                attention_mask=self._attention_mask(attention_mask, inputs_embeds.dtype),
                 position_ids=position_ids,
                 use_cache=False,
+                **attention,
             ).last_hidden_state
         finally:
             if handle is not None:
@@ -107,11 +118,13 @@ class Adapter(ABC):
     def _attention_mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Boolean masks as `sdpa` takes them; `eager` adds its mask to the scores."""
         implementation = self.decoder.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
-            raise UnsupportedModelError(f"packed rows need attn_implementation sdpa or eager, not {implementation!r}")
-        if mask is None or implementation == "sdpa":
+        if mask is None or implementation in ("sdpa", "segments"):
             return mask
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        if implementation != "eager":
+            raise UnsupportedModelError(
+                f"a mask over rows needs attn_implementation sdpa or eager, not {implementation}"
+            )
+        return additive_mask(mask, dtype)
 
     def logits(self, states: Tensor) -> Tensor:
         """States (..., D) -> logits (..., V)."""

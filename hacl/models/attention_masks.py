@@ -8,6 +8,8 @@ Shapes: R packed rows, T tokens per row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,142 @@ def dense_mask(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None = None) -> 
     ends_RT = subtree_ends(segment_ids_RT) if subtree_end_RT is None else subtree_end_RT
     columns_T = torch.arange(segment_ids_RT.shape[1], device=segment_ids_RT.device)
     return ((columns_T <= columns_T[:, None]) & (columns_T[:, None] < ends_RT[:, None, :]))[:, None]
+
+
+def additive_mask(mask_R1TT: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers to add to the scores, which is what eager attention takes."""
+    zeros = torch.zeros(mask_R1TT.shape, dtype=dtype, device=mask_R1TT.device)
+    return zeros.masked_fill(~mask_R1TT, torch.finfo(dtype).min)
+
+
+def block_mask(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None = None):
+    """The `BlockMask` of FlexAttention, for sequences and trees. Blocks without a visible key are not computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    ends_RT = subtree_ends(segment_ids_RT) if subtree_end_RT is None else subtree_end_RT
+    rows, tokens = segment_ids_RT.shape
+
+    def sees(row, head, query, key):
+        return (key <= query) & (query < ends_RT[row, key])
+
+    device = segment_ids_RT.device
+    return create_block_mask(sees, rows, None, tokens, tokens, device=device, _compile=device.type == "cuda")
+
+
+def sequence_bounds(segment_ids_RT: Tensor) -> tuple[Tensor, int]:
+    """Where the sequences of all rows begin when rows are laid end to end, with the end of the last (int32), and the
+    longest length: what variable-length flash attention takes. A run of padding counts as a sequence."""
+    begins_RT = torch.ones_like(segment_ids_RT, dtype=torch.bool)
+    begins_RT[:, 1:] = segment_ids_RT[:, 1:] != segment_ids_RT[:, :-1]
+    bounds = torch.cat(
+        [begins_RT.flatten().nonzero().squeeze(-1), begins_RT.new_tensor([begins_RT.numel()], dtype=int)]
+    )
+    return bounds.int(), int(bounds.diff().max())
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Paths of similar length that one attention call takes: places among the R*T tokens, padded by a path's first.
+
+    queries: (n, Q); keys: (n, S); mask: boolean (n, 1, Q, S), or None where the keys are the queries and attention is
+    plainly causal.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Attention without a mask over rows. slots (R*T,): where each token's output lies once those of all buckets,
+    padding included, are laid end to end; padding of the rows takes the one after the last."""
+
+    buckets: tuple[Bucket, ...]
+    slots: Tensor
+
+    @property
+    def scores(self) -> int:
+        """Query-key pairs that are computed, padding included."""
+        return sum(bucket.queries.numel() * bucket.keys.shape[1] for bucket in self.buckets)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A run of tokens, each a child of the one before it, and the tokens that precede the run on its path."""
+
+    start: int
+    length: int
+    before: Tensor
+
+
+def bucket_segments(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None = None, *, slack: float = 0.25) -> Segments:
+    """Sort sequences, and the branches of trees, into buckets of similar length.
+
+    slack: how much shorter than the longest of its bucket a sequence may be. A branch sees what precedes it through a
+    mask of its own length; branches share a bucket when their lengths have one power of two.
+    """
+    paths = _paths(segment_ids_RT.cpu(), None if subtree_end_RT is None else subtree_end_RT.cpu())
+    groups: list[list[_Path]] = []
+    for path in sorted((path for path in paths if not len(path.before)), key=lambda path: -path.length):
+        if not groups or path.length < groups[-1][0].length * (1 - slack):
+            groups.append([])
+        groups[-1].append(path)
+    branches: dict[tuple[int, int], list[_Path]] = {}
+    for path in paths:
+        if len(path.before):
+            size = path.length.bit_length(), (len(path.before) + path.length).bit_length()
+            branches.setdefault(size, []).append(path)
+    slots = torch.full((segment_ids_RT.numel(),), -1)
+    buckets, used = [], 0
+    for group in [*groups, *branches.values()]:
+        bucket = _bucket(group)
+        width = bucket.queries.shape[1]
+        for n, path in enumerate(group):
+            slots[path.start : path.start + path.length] = used + n * width + torch.arange(path.length)
+        used += bucket.queries.numel()
+        buckets.append(bucket)
+    slots[slots < 0] = used
+    device = segment_ids_RT.device
+    moved = (
+        Bucket(b.queries.to(device), b.keys.to(device), None if b.mask is None else b.mask.to(device)) for b in buckets
+    )
+    return Segments(tuple(moved), slots.to(device))
+
+
+def _paths(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None) -> list[_Path]:
+    """Sequences, and trees cut into paths that follow first children, with places in the R*T tokens."""
+    rows, tokens = segment_ids_RT.shape
+    ends_RT = subtree_ends(segment_ids_RT) if subtree_end_RT is None else subtree_end_RT
+    begins_RT = torch.ones_like(segment_ids_RT, dtype=torch.bool)
+    columns_T = torch.arange(tokens)
+    begins_RT[:, 1:] = (segment_ids_RT[:, 1:] != segment_ids_RT[:, :-1]) | (ends_RT[:, :-1] <= columns_T[1:])
+    paths = []
+    for row in range(rows):
+        starts = [*begins_RT[row].nonzero().squeeze(-1).tolist(), tokens]
+        for start, stop in zip(starts, starts[1:], strict=False):
+            if segment_ids_RT[row, start] > 0:
+                before = (ends_RT[row, :start] > start).nonzero().squeeze(-1)
+                paths.append(_Path(row * tokens + start, stop - start, row * tokens + before))
+    return paths
+
+
+def _bucket(group: list[_Path]) -> Bucket:
+    queries = torch.stack([_padded(torch.arange(p.start, p.start + p.length), _longest(group)) for p in group])
+    if not len(group[0].before):
+        return Bucket(queries, queries, None)
+    width = max(len(p.before) + p.length for p in group)
+    keys = torch.stack(
+        [_padded(torch.cat([p.before, torch.arange(p.start, p.start + p.length)]), width) for p in group]
+    )
+    before_n = torch.tensor([len(p.before) for p in group])
+    last_nQ = before_n[:, None] + torch.arange(queries.shape[1])
+    return Bucket(queries, keys, (torch.arange(width) <= last_nQ[..., None])[:, None])
+
+
+def _longest(group: list[_Path]) -> int:
+    return max(path.length for path in group)
+
+
+def _padded(places: Tensor, width: int) -> Tensor:
+    return torch.cat([places, places[:1].expand(width - len(places))])

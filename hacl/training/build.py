@@ -71,7 +71,7 @@ def load_backbone(model: ModelConfig) -> nn.Module:
         model.path,
         revision=model.revision,
         dtype=DTYPES[model.dtype],
-        attn_implementation=model.attn_implementation,
+        attn_implementation=model.tower_attention,
         use_safetensors=True,
         **options,
     )

@@ -83,7 +83,7 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
     settings = AutoConfig.from_pretrained(config.model.path, revision=config.model.revision)
     with torch.device("meta"):
         backbone = AutoModelForImageTextToText.from_config(
-            settings, attn_implementation=config.model.attn_implementation, dtype=build.DTYPES[config.model.dtype]
+            settings, attn_implementation=config.model.tower_attention, dtype=build.DTYPES[config.model.dtype]
         )
         backbone = build.select_trainable(backbone, config.model, masters=False)
         adapter = find_adapter(backbone)

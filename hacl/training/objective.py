@@ -23,7 +23,7 @@ from hacl.data.collate import GENERATION, HALLUCINATED_GENERATION
 from hacl.losses.gather import Gather
 from hacl.losses.lm import likelihood_margin, sequence_log_likelihood, token_losses
 from hacl.models.adapters import Adapter, find_adapter
-from hacl.models.attention_masks import dense_mask
+from hacl.models.attention import packed_attention
 from hacl.models.heads import ContrastiveHeads
 from hacl.models.reads import read_spans
 from hacl.training.build import make_heads
@@ -218,8 +218,9 @@ class HaclModel(PreTrainedModel):
         embeds_RTD = adapter.embed(batch["input_ids"])
         is_image_RT1 = (source_RT >= 0)[..., None]
         embeds_RTD = torch.where(is_image_RT1, flat_ND[source_RT.clamp_min(0)].to(embeds_RTD.dtype), embeds_RTD)
-        mask = dense_mask(batch["segment_ids"], batch.get("subtree_end"))
-        return adapter.decode(embeds_RTD, mask, batch["position_ids"], self.objective.layer)
+        implementation = adapter.decoder.config._attn_implementation
+        attention = packed_attention(implementation, batch["segment_ids"], batch.get("subtree_end"), embeds_RTD.dtype)
+        return adapter.decode(embeds_RTD, attention, batch["position_ids"], self.objective.layer)
 
     def read(self, states_RTD: Tensor, batch: dict[str, Tensor]) -> Representations:
         """Pooled image, caption and hallucinated-caption states; constant text is detached or comes from the batch."""

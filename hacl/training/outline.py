@@ -33,7 +33,7 @@ def outline(config: Config) -> Outline:
     settings = read_model_config(config.model)
     with torch.device("meta"):
         backbone = AutoModelForImageTextToText.from_config(
-            settings, attn_implementation=config.model.attn_implementation, dtype=build.DTYPES[config.model.dtype]
+            settings, attn_implementation=config.model.tower_attention, dtype=build.DTYPES[config.model.dtype]
         )
         backbone = build.select_trainable(backbone, config.model, masters=False)
         adapter = build.find_adapter(backbone)

@@ -20,7 +20,7 @@ from hacl.data.sources import Source
 from hacl.data.stream_dataset import StreamDataset
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.gather import Gather
-from hacl.training import build, caches, callbacks, checks, manifest, runtime, streaming
+from hacl.training import build, caches, callbacks, checks, kernels, manifest, runtime, streaming
 from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
 from hacl.training.outline import utilisation
@@ -96,6 +96,7 @@ def build_model(config: Config, inputs: Inputs, *, backbone: nn.Module | None = 
     torch.manual_seed(config.train.seed)
     backbone = build.select_trainable(backbone, config.model, masters=stage is None)
     adapter = build.find_adapter(backbone)
+    kernels.prepare(adapter, config)
     trainable = config.model.learning_rate.heads > 0
     heads = build.build_heads(adapter, config.objective, seed=config.train.seed, trainable=trainable)
     if heads is not None and stage == 3:
