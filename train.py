@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     from hacl.config import load_config
+    from hacl.training.stopping import Stopped
 
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -39,13 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             dry_run(config)
             return 0
         from hacl.training.run import run
+        from hacl.training.runtime import leave_group, rank
 
         result = run(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from hacl.training.runtime import leave_group, rank
-
+    except Stopped as stopped:
+        if rank() == 0:
+            print(f"{stopped}{', which is saved' if stopped.saved else ''}; the same command goes on from there")
+        leave_group()
+        return config.train.preempt_exit_code
     if rank() == 0:
         print(f"done after step {result.step}: {result.checkpoint}")
         print(f"next: python scripts/export.py --checkpoint {result.checkpoint} --out {result.checkpoint.parent}/model")

@@ -163,6 +163,12 @@ class TrainConfig:
     resume: str = setting(
         "auto", "auto: newest complete checkpoint of output_dir; none: a new run folder; or one checkpoint"
     )
+    preempt_exit_code: int = setting(0, "exit status after SIGTERM or SIGUSR1, when the run was saved and can go on")
+    timeout_minutes: float = setting(30.0, "longest wait of a rank for the others; then the late ones are named")
+    on_nonfinite: Literal["raise", "skip"] = setting(
+        "raise", "a step whose loss or gradient norm is not finite: end the run, or leave the update out and go on"
+    )
+    max_nonfinite_skips: int = setting(10, "with on_nonfinite=skip: steps left out before the run ends, per start")
     grouping: Literal["none", "length", "modality"] = setting(
         "none", "batches of similar length; modality: also text-only and image samples in separate batches"
     )

@@ -79,7 +79,16 @@ NOT_NEGATIVE = {
         "num_hallucinated",
         "queue_size",
     ),
-    "train": ("warmup", "weight_decay", "max_grad_norm", "save_steps", "eval_steps", "num_workers"),
+    "train": (
+        "warmup",
+        "weight_decay",
+        "max_grad_norm",
+        "save_steps",
+        "eval_steps",
+        "num_workers",
+        "preempt_exit_code",
+        "max_nonfinite_skips",
+    ),
     "log": ("sample_steps", "diagnostic_steps"),
 }
 AT_LEAST_ONE = {
@@ -227,6 +236,16 @@ RULES: list[Rule] = [
         "log.peak_tflops must be above 0 (null: that of a known GPU)",
     ),
     (lambda c: c.train.epochs <= 0, "train.epochs must be above 0"),
+    (lambda c: c.train.timeout_minutes <= 0, "train.timeout_minutes must be above 0"),
+    (lambda c: c.train.preempt_exit_code > 255, "train.preempt_exit_code is an exit status: 0 to 255"),
+    (
+        lambda c: c.train.on_nonfinite == "skip" and _stage(c) == 0,
+        "train.on_nonfinite=skip needs an engine that can leave an update out: train.deepspeed=null, 1, 2 or 3",
+    ),
+    (
+        lambda c: c.train.on_nonfinite == "raise" and c.train.max_nonfinite_skips != 10,
+        "train.max_nonfinite_skips counts what train.on_nonfinite=skip leaves out; give that too",
+    ),
     (
         lambda c: c.train.grad_cache and (c.train.chunks_per_step == 1 or c.objective.contrastive_weight == 0),
         "train.grad_cache makes the micro-batches of a step one contrastive batch; it needs "

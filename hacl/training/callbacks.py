@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from hacl.data.records import Record
+from hacl.training.storage import storage_errors
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -43,9 +44,10 @@ class JsonLines(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": state.global_step, "time": time.time(), **logs}) + "\n")
+            with storage_errors(self.path.parent, self.path.name):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps({"step": state.global_step, "time": time.time(), **logs}) + "\n")
 
 
 def tensorboard(folder: Path | str) -> TensorBoardCallback:
@@ -74,15 +76,17 @@ class SampleCaptions(TrainerCallback):
         every,
         new_tokens,
         folder,
+        poll=None,
     ):
-        """prompt_ids: generation prompt of one image, with its image tokens; paused: context that stops clocks."""
+        """prompt_ids: generation prompt of one image, with its image tokens; paused: context that stops clocks; poll:
+        called with a name at every token, may raise to end the run."""
         from hacl.data.images import load_image, resolve_image
 
         self.model, self.processor = model, processor
         self.every, self.new_tokens, self.folder = every, new_tokens, Path(folder)
         self.records = [record for record in records if len(record.images) == 1]
         self.images = [load_image(resolve_image(image_root, record.images[0])) for record in self.records]
-        self.prompt_ids, self.paused = prompt_ids, paused
+        self.prompt_ids, self.paused, self.poll = prompt_ids, paused, poll
         self.writer = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -118,6 +122,12 @@ class SampleCaptions(TrainerCallback):
             self.writer.close()
             self.writer = None
 
+    def _keep_going(self, ids_BT, scores, **_) -> torch.Tensor:
+        """A criterion of `generate` that never stops it, and is asked at every token."""
+        if self.poll is not None:
+            self.poll("sampling")
+        return torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
+
     @torch.no_grad()
     def generate(self, args) -> list[str]:
         """One greedy caption per fixed image."""
@@ -134,6 +144,7 @@ class SampleCaptions(TrainerCallback):
                 pixel_values=pixels.to(args.device, parameter.dtype),
                 max_new_tokens=self.new_tokens,
                 do_sample=False,
+                stopping_criteria=[self._keep_going],
                 pad_token_id=self.processor.tokenizer.pad_token_id or self.processor.tokenizer.eos_token_id,
             )
         self.model.train(was_training)

@@ -76,8 +76,11 @@ class StateDiagnostics(TrainerCallback):
         count: int,
         batch_size: int,
         folder: Path | str,
+        poll: Callable[[str], None] | None = None,
     ):
-        """records: candidates, of which the first `count` usable ones serve; paused: context that stops clocks."""
+        """records: candidates, of which the first `count` usable ones serve; paused: context that stops clocks; poll:
+        called with a name before every batch, may raise to end the run."""
+        self.poll = poll
         self.model, self.every, self.folder, self.paused = model, every, Path(folder), paused
         chosen = usable_records(records, count)
         objective = replace(
@@ -131,10 +134,15 @@ class StateDiagnostics(TrainerCallback):
         mixed = args.bf16 and not args.deepspeed
         cast = torch.autocast(args.device.type, dtype=torch.bfloat16) if mixed else contextlib.nullcontext()
         with cast:
-            found = [self._features({k: v.to(args.device) for k, v in batch.items()}) for batch in self.batches]
+            found = [self._measured(batch, args.device) for batch in self.batches]
         self.model.train(was_training)
         whole = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         return summarise(whole)
+
+    def _measured(self, batch: dict[str, Tensor], device: torch.device) -> Features:
+        if self.poll is not None:
+            self.poll("diagnostics")
+        return self._features({name: value.to(device) for name, value in batch.items()})
 
     def _features(self, batch: dict[str, Tensor]) -> Features:
         model = self.model

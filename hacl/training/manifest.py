@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from hacl.data.records import Record, record_to_json
 from hacl.models.identity import fingerprint as fingerprint
 from hacl.models.identity import model_folder as model_folder
 from hacl.models.identity import versions
+from hacl.training.checkpoint_store import MANIFEST as MANIFEST
+from hacl.training.checkpoint_store import checkpoints
 
-MANIFEST = "manifest.json"
 FORMAT = "hacl-checkpoint-1"
 HASH_LIMIT = 2**30  # files above 1 GiB are checked by size alone
 # Settings a resumed run may change: where and how often things are written, and how long it goes on.
@@ -42,6 +43,10 @@ FREE = {
     "train.best_metric",
     "train.best_is_greater",
     "train.resume",
+    "train.preempt_exit_code",
+    "train.timeout_minutes",
+    "train.on_nonfinite",
+    "train.max_nonfinite_skips",
     "train.num_workers",
     "train.cache_vision_features",
     "train.cache_text_states",
@@ -113,16 +118,27 @@ def read_manifest(folder: Path | str) -> dict:
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"{folder}: no {MANIFEST}; the checkpoint is not ours or was interrupted while saving")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT!r}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path}: format {found!r}, this version reads {FORMAT!r}")
     for name, entry in content["files"].items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{folder}: {name} is missing or has another size than the manifest says")
-        if "sha256" in entry and _sha256(file) != entry["sha256"]:
-            raise CheckpointError(f"{folder}: the content of {name} is not what the manifest says")
+        try:
+            _verify(folder, name, entry)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: {name} cannot be read: {error}") from error
     return content
+
+
+def _verify(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    file = folder / name
+    if not file.is_file() or file.stat().st_size != entry["size"]:
+        raise CheckpointError(f"{folder}: {name} is missing or has another size than the manifest says")
+    if "sha256" in entry and _sha256(file) != entry["sha256"]:
+        raise CheckpointError(f"{folder}: the content of {name} is not what the manifest says")
 
 
 def check_compatible(folder: Path | str, config: Config, *, base: str, data: str, ranks: int) -> dict:
@@ -154,17 +170,15 @@ def check_compatible(folder: Path | str, config: Config, *, base: str, data: str
 
 
 def newest_checkpoint(run: Path | str) -> Path | None:
-    """The checkpoint of the highest step in a run folder whose manifest verifies; None if there is none."""
-    run = Path(run)
-    numbered = []
-    for folder in run.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if match and folder.is_dir():
-            numbered.append((int(match[1]), folder))
-    for _, folder in sorted(numbered, reverse=True):
+    """The checkpoint of the highest step in a run folder whose manifest verifies; None if there is none.
+
+    Says on standard error which later ones it passes over, and why.
+    """
+    for _, folder in reversed(checkpoints(run)):
         try:
             read_manifest(folder)
-        except CheckpointError:
+        except CheckpointError as error:
+            print(f"passing over {error}", file=sys.stderr, flush=True)
             continue
         return folder
     return None

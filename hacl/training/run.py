@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,23 @@ from hacl.data.sources import Source
 from hacl.data.stream_dataset import StreamDataset
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.gather import Gather
-from hacl.training import build, caches, callbacks, checks, kernels, manifest, runtime, streaming
+from hacl.training import (
+    build,
+    caches,
+    callbacks,
+    checkpoint_store,
+    checks,
+    manifest,
+    runtime,
+    storage,
+    streaming,
+    weights,
+)
 from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
 from hacl.training.outline import utilisation
 from hacl.training.skipped import SkippedSamples
+from hacl.training.stopping import Stopped, StopRequest
 from hacl.training.trainer import DataError, HaclTrainer
 from hacl.training.work import CountingCollator
 
@@ -128,7 +144,6 @@ def build_train_set(
 
 def build_trainer(config: Config) -> HaclTrainer:
     """Everything up to the first step. Raises before training for bad settings, records, images and processors."""
-    refuse_used_folder(config)
     runtime.prepare_process(config.train)
     inputs = read_inputs(config)
     measured = utilisation(config, inputs.processor)
@@ -193,6 +208,7 @@ def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclMode
                 every=config.log.sample_steps,
                 new_tokens=config.log.sample_max_new_tokens,
                 folder=folder,
+                poll=trainer.poll,
             )
         )
     if config.log.diagnostic_steps:
@@ -207,6 +223,7 @@ def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclMode
                 count=config.log.diagnostic_count,
                 batch_size=config.train.per_device_eval_batch_size,
                 folder=folder,
+                poll=trainer.poll,
             )
         )
     for watcher in watchers:
@@ -225,7 +242,27 @@ def refuse_used_folder(config: Config) -> None:
 
 
 def find_resume(config: Config, base: str, data: str) -> str | None:
-    """The checkpoint to resume from, verified against this run, or None to start anew."""
+    """The checkpoint to resume from, verified against this run, or None to start anew.
+
+    The first rank looks, once it has removed what a killed save left, and tells the others (collective).
+    """
+    if runtime.world_size() == 1:
+        return _find_resume(config, base, data)
+    answer: list[Any] = [None, None]
+    if runtime.rank() == 0:
+        try:
+            answer[0] = _find_resume(config, base, data)
+        except manifest.CheckpointError as error:
+            answer[1] = str(error)
+    torch.distributed.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise manifest.CheckpointError(answer[1])
+    return answer[0]
+
+
+def _find_resume(config: Config, base: str, data: str) -> str | None:
+    for name in checkpoint_store.clear_leftovers(config.train.output_dir):
+        print(f"removed {name}, left by a process that was killed while it saved", file=sys.stderr, flush=True)
     output = Path(config.train.output_dir)
     if config.train.resume == "none":
         return None
@@ -245,28 +282,56 @@ def find_resume(config: Config, base: str, data: str) -> str | None:
 
 
 def run(config: Config) -> RunResult:
-    """Train as configured and return the checkpoint to export. Calling again resumes, or returns what is done."""
-    trainer = build_trainer(config)
-    output = Path(config.train.output_dir)
-    resume = find_resume(config, trainer.base, trainer.data)
-    if resume is not None and _is_finished(trainer, resume):
-        return _finished(output, Path(resume))
-    if trainer.args.should_save:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / RESULT).unlink(missing_ok=True)  # it is about what was finished before
-        save_config(config, output / "config.yaml")
-        (output / "versions.json").write_text(json.dumps(manifest.versions(), indent=1), encoding="utf-8")
-    _announce(config, trainer, resume)
+    """Train as configured and return the checkpoint to export. Calling again resumes, or returns what is done.
+
+    Raises Stopped after SIGTERM or SIGUSR1, once the last step is saved; StorageError where nothing can be written;
+    NonFiniteError, DataError and HungRankError for what their names say. Several ranks raise together.
+    """
+    refuse_used_folder(config)
+    storage.check_writable(config.train.output_dir, runtime.rank())
+    with StopRequest(at_once=runtime.world_size() == 1) as stop:
+        trainer = build_trainer(config)
+        trainer.stop = stop
+        output = Path(config.train.output_dir)
+        resume = find_resume(config, trainer.base, trainer.data)
+        if resume is not None and _is_finished(trainer, resume):
+            return _finished(output, Path(resume))
+        storage.check_space(output, weights.checkpoint_bytes(trainer.model))
+        if trainer.args.should_save:
+            (output / RESULT).unlink(missing_ok=True)  # it is about what was finished before
+            save_config(config, output / "config.yaml")
+            (output / "versions.json").write_text(json.dumps(manifest.versions(), indent=1), encoding="utf-8")
+        _announce(config, trainer, resume)
+        stop.at_once = False
+        with _saving_what_is_done(trainer):
+            return _train(trainer, resume)
+
+
+@contextlib.contextmanager
+def _saving_what_is_done(trainer: HaclTrainer) -> Iterator[None]:
+    """Where a run stops between steps, on all ranks, its last step is saved before the error goes on."""
     try:
-        outcome = trainer.train(resume_from_checkpoint=resume)
+        yield
     except DataError as error:
-        if trainer.state.global_step > 0:
+        if trainer.state.global_step == 0:
+            raise
+        trainer.save_now()
+        where = f"step {trainer.state.global_step} is saved in {trainer.args.output_dir}"
+        raise DataError(f"{error} ({where})") from error
+    except Stopped as stopped:
+        if stopped.step > 0:
             trainer.save_now()
-            raise DataError(f"{error} (step {trainer.state.global_step} is saved in {output})") from error
-        raise
+        trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        raise Stopped(stopped.reason, stopped.step, saved=stopped.step > 0) from None
+
+
+def _train(trainer: HaclTrainer, resume: str | None) -> RunResult:
+    """The loop, the last checkpoint, the last validation, and `result.json`."""
+    output = Path(trainer.args.output_dir)
+    outcome = trainer.train(resume_from_checkpoint=resume)
     metrics = dict(outcome.metrics)
     best = trainer.state.best_model_checkpoint
-    last = output / f"checkpoint-{trainer.state.global_step}"
+    last = checkpoint_store.checkpoint_folder(output, trainer.state.global_step)
     if best is None:
         trainer.save_now()
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -275,7 +340,9 @@ def run(config: Config) -> RunResult:
     result = RunResult(Path(best) if best else last, trainer.state.global_step, metrics)
     if trainer.args.should_save:
         summary = {"checkpoint": result.checkpoint.name, "step": result.step, "metrics": result.metrics}
-        (output / RESULT).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        temporary = output / f".{RESULT}.tmp"
+        temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        os.replace(temporary, output / RESULT)
     return result
 
 
@@ -287,7 +354,9 @@ def _is_finished(trainer: HaclTrainer, checkpoint: str) -> bool:
 
 def _finished(output: Path, last: Path) -> RunResult:
     """What an earlier call of `run` returned."""
-    summary = {"checkpoint": last.name, "step": int(last.name.split("-")[1]), "metrics": {}}
+    state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
+    chosen = Path(state.get("best_model_checkpoint") or last).name
+    summary = {"checkpoint": chosen, "step": int(last.name.split("-")[1]), "metrics": {}}
     if (output / RESULT).is_file():
         summary.update(json.loads((output / RESULT).read_text(encoding="utf-8")))
     print(f"nothing left to do: {output} is finished at step {summary['step']}")

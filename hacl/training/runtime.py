@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,17 +39,18 @@ def local_device():
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def join_group() -> None:
+def join_group(timeout_minutes: float = 30.0) -> None:
     """Start the process group of a launched job if nothing has yet; Trainer and DeepSpeed take over an existing one."""
     import torch
 
     if world_size() == 1 or torch.distributed.is_initialized():
         return
+    timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
     else:
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("gloo", timeout=timeout)
 
 
 def leave_group() -> None:
@@ -137,6 +139,7 @@ def prepare_process(train: TrainConfig) -> None:
     import torch
 
     if train.deepspeed is None:
+        join_group(train.timeout_minutes)
         return
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
@@ -159,7 +162,8 @@ def prepare_process(train: TrainConfig) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_device())
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        timeout = timedelta(minutes=train.timeout_minutes)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
 
 
 def _free_port() -> int:
@@ -207,7 +211,6 @@ def training_arguments(config: Config, *, has_eval: bool):
         report_to=["wandb"] if log.wandb else "none",  # TensorBoard and JSONL are always added, see callbacks
         save_strategy="steps" if train.save_steps else "no",
         save_steps=train.save_steps or 500,
-        save_total_limit=train.save_total_limit,
         eval_strategy=every,
         eval_steps=train.eval_steps or None,
         load_best_model_at_end=best is not None,
@@ -220,5 +223,6 @@ def training_arguments(config: Config, *, has_eval: bool):
         # A trained tower may hold layers that the selected features do not use (a classifier's norm, say).
         ddp_find_unused_parameters=config.model.learning_rate.vision > 0,
         deepspeed=deepspeed_config(train),
+        ddp_timeout=max(1, round(60 * train.timeout_minutes)),
         disable_tqdm=not os.isatty(2),
     )

@@ -1,4 +1,4 @@
-"""The Trainer of this project: loss normalisation, parameter groups, metrics, and saving and loading of what trains.
+"""The Trainer of this project: order of the data, loss normalisation, parameter groups, metrics and validation.
 
 Normalisation: the LM loss is one mean over all label tokens of the accumulation window and all ranks. The contrastive
 loss is not separable over micro-batches, so each micro-batch (over all ranks) is one contrastive batch of its own and
@@ -8,40 +8,33 @@ separately; neither rescales the other.
 
 from __future__ import annotations
 
+import copy
 import itertools
-import logging
-import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
 from hacl.config import Config
 from hacl.data.stream_dataset import StreamDataset
 from hacl.losses.gather import Gather
-from hacl.training import accumulation, manifest, sampler, weights
+from hacl.training import accumulation, sampler
 from hacl.training.grad_cache import Window
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, Utilisation, ratios
 from hacl.training.objective import compose
 from hacl.training.skipped import SkippedSamples
-
-logger = logging.getLogger(__name__)
+from hacl.training.stopping import end_workers, shield_worker
+from hacl.training.survival import SurvivingTrainer
+from hacl.training.window_records import RecordIds, take_ids
 
 
 class DataError(ValueError):
     """A batch that could not be read after training had started; the message names record and file."""
 
 
-class DivergenceError(ValueError):
-    """The loss is no longer a finite number."""
-
-
-class HaclTrainer(Trainer):
+class HaclTrainer(SurvivingTrainer):
     """Trains a HaclModel. base and data: fingerprints of base checkpoint and records, for the manifests.
 
     lengths and is_text_only (one entry per training sample) serve `train.grouping`.
@@ -66,10 +59,8 @@ class HaclTrainer(Trainer):
         utilisation: Utilisation | None = None,
         **kwargs,
     ):
-        super().__init__(model=model, **kwargs)
-        self.config = config
+        super().__init__(model=model, config=config, base=base, data=data, **kwargs)
         self.processor = processor
-        self.base, self.data = base, data
         self.lengths, self.is_text_only = lengths, is_text_only
         if skipped is not None:
             self.skipped = skipped
@@ -79,7 +70,6 @@ class HaclTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._meter = ReportMeter()
         self._throughput = Throughput(utilisation)
-        self._saved_step = -1
         self._caches = config.train.grad_cache
         asked = config.train.deepspeed is not None
         if asked != self.is_deepspeed_enabled:
@@ -128,7 +118,9 @@ class HaclTrainer(Trainer):
         return sampler.EpochDataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=self.data_collator,
+            collate_fn=RecordIds(self.data_collator),
+            worker_init_fn=shield_worker,
+            generator=torch.Generator(),  # or every pass over data would draw from the generator that dropout uses
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -143,16 +135,21 @@ class HaclTrainer(Trainer):
 
         Raises DataError on every rank when one cannot read its data, so that all can save together.
         """
-        batches, failure = [], None
+        batches, failure, self._iterator = [], None, epoch_iterator
+        self.beat("reading data")
         try:
             with self._throughput.waiting():
                 batches = list(itertools.islice(epoch_iterator, num_batches))
         except (ValueError, OSError) as error:
             failure = error
+        records = take_ids(batches)
         gather = Gather(alone=self.args.world_size == 1)
         skipped = () if self.skipped is None else self.skipped.take(batches)
-        mine = (len(batches), accumulation.label_tokens(batches), int(failure is not None), *skipped)
-        counts, labels, failures, *skips = zip(*gather.agree(*mine, device=device), strict=True)
+        is_asked = self.stop.received is not None
+        mine = (len(batches), accumulation.label_tokens(batches), int(failure is not None), int(is_asked), *skipped)
+        counts, labels, failures, asked, *skips = zip(*gather.agree(*mine, device=device), strict=True)
+        if any(asked):
+            self.raise_stopped()
         if any(failures):
             raise DataError(str(failure or "another rank could not read its data")) from failure
         if skips and (problem := self.skipped.add([sum(ranks) for ranks in skips])):
@@ -161,13 +158,17 @@ class HaclTrainer(Trainer):
         if self.config.objective.likelihood_margin_weight:
             accumulation.add_pair_shares(batches, gather, device)
         self._window = Window(self.model, batches) if self._caches else None
+        self.begin_step(records)
         return batches, torch.tensor(sum(labels), device=device)
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | None = None) -> Tensor:
         """As Trainer; with `train.grad_cache` the first micro-batch of a window opens it, after any restored RNG."""
         if self._window is not None and not self._window.is_open:
             with self.compute_loss_context_manager():
-                self._meter.add(self._window.open(self._prepare_inputs))
+                report = self._window.open(self._prepare_inputs)
+            self._meter.add(report)
+            for name in sorted({"contrastive", "i2t", "t2i"} & set(report)):
+                self.guard.note(report[name][0], is_of_window=True)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -187,6 +188,8 @@ class HaclTrainer(Trainer):
         if objective.contrastive_weight:
             self._meter.add({"contrastive": (outputs.contrastive, torch.ones_like(outputs.contrastive))})
         self._throughput.add(inputs)
+        if num_items_in_batch is not None:
+            self.note_loss(loss)
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -201,6 +204,25 @@ class HaclTrainer(Trainer):
             )
         return self.optimizer
 
+    # Survival
+
+    def keep_state(self) -> dict:
+        """Queue and running sums, before a step that may be skipped."""
+        queue = getattr(self.model, "queue", None)
+        held = None if queue is None else {name: value.clone() for name, value in queue.state_dict().items()}
+        return {"queue": held, "meter": copy.deepcopy(self._meter)}
+
+    def bring_back(self, state: dict) -> None:
+        if state.get("queue") is not None:
+            self.model.queue.load_state_dict(state["queue"], self.args.device)
+        self._meter = state["meter"]
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):
+        """As SurvivingTrainer; the clock of the first log line starts after it."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._throughput.clear()
+        return prepared
+
     # Metrics
 
     def paused(self):
@@ -210,11 +232,6 @@ class HaclTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Training lines also get every loss term, similarities, temperature, rates, throughput and memory."""
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise DivergenceError(
-                    f"loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate or resume from "
-                    "the last checkpoint"
-                )
             logs.pop("learning_rate", None)
             logs.update(ratios(self._meter.reduce()))
             logs.update(self._throughput.reduce())
@@ -240,9 +257,15 @@ class HaclTrainer(Trainer):
         self.current_gradient_accumulation_steps = 1
         model.eval()
         with torch.no_grad():
-            for batch in self.get_eval_dataloader(eval_dataset):
-                with self.compute_loss_context_manager():
-                    self.compute_loss(model, self._prepare_inputs(batch))
+            iterator = iter(self.get_eval_dataloader(eval_dataset))
+            try:
+                for batch in iterator:
+                    self.poll("validation")
+                    take_ids([batch])
+                    with self.compute_loss_context_manager():
+                        self.compute_loss(model, self._prepare_inputs(batch))
+            finally:
+                end_workers(iterator)
         model.train(was_training)
         self._meter, self._throughput = training_meter
         values = ratios(meter.reduce())
@@ -255,86 +278,3 @@ class HaclTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    # Checkpoints
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what trains, the processor and the backbone's config. Every rank calls this."""
-        folder = Path(output_dir or self.args.output_dir)
-        weights.save_weights(self.model, folder, write=self.args.should_save)
-        if self.args.should_save:
-            self.model.adapter.model.config.save_pretrained(folder)
-            if self.processor is not None:
-                self.processor.save_pretrained(folder)
-        self._barrier()
-
-    def save_now(self) -> None:
-        """Write a checkpoint of the current step unless this process has already done so. Every rank calls this."""
-        if self._saved_step != self.state.global_step:
-            self._save_checkpoint(self.model_wrapped, None)
-
-    def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
-        """As Trainer, then the manifest, and only then the removal of old checkpoints."""
-        with self.paused():
-            self._write_checkpoint(model, trial)
-
-    def _write_checkpoint(self, model: nn.Module, trial) -> None:
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self._barrier()
-        if self.args.should_save:
-            manifest.write_manifest(
-                Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}",
-                self.config,
-                base=self.base,
-                data=self.data,
-                step=self.state.global_step,
-                ranks=self.args.world_size,
-            )
-            rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=self.state.best_model_checkpoint)
-        self._saved_step = self.state.global_step
-        self._barrier()
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As Trainer; DeepSpeed leaves out frozen weights, which the base checkpoint holds."""
-        if not self.is_deepspeed_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):
-        """As Trainer, but a DeepSpeed checkpoint is read without its (left out) frozen weights."""
-        model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is not None:
-            if self.is_deepspeed_enabled:
-                self._load_deepspeed(resume_from_checkpoint)
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
-            self._load_scaler(resume_from_checkpoint)
-        self._throughput.clear()
-        return model, train_dataloader
-
-    def _load_deepspeed(self, folder: str) -> None:
-        loaded, _ = self.model_wrapped.load_checkpoint(folder, load_module_strict=False)
-        if loaded is None:
-            raise manifest.CheckpointError(f"{folder}: DeepSpeed found no state in it")
-        weights.load_queue(self.model, Path(folder))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        weights.load_weights(self.model, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        logger.info("loading the best checkpoint %s (%s)", best, self.state.best_metric)
-        if self.is_deepspeed_enabled:
-            self._load_deepspeed(best)
-        else:
-            weights.load_weights(self.model, Path(best))
-
-    def _barrier(self) -> None:
-        if self.args.world_size > 1:
-            torch.distributed.barrier()

@@ -58,6 +58,13 @@ def trained_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield stock_name(f"{prefix}.{name}" if prefix else name), tensor
 
 
+def checkpoint_bytes(model) -> int:
+    """About what a checkpoint of a HaclModel takes on disk: trained weights, two moments of each in fp32, the queue."""
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    held = 0 if getattr(model, "queue", None) is None else sum(t.nbytes for t in model.queue.state_dict().values())
+    return 12 * trained + held
+
+
 def save_weights(model, folder: Path, *, write: bool) -> None:
     """Write the trained part of a HaclModel. Every rank calls this (collective under ZeRO-3); one has `write` true."""
     from safetensors.torch import save_file

@@ -63,7 +63,7 @@ def test_a_data_error_after_training_started_loses_no_step(command, capsys, monk
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_an_error_line(command, capsys):
     message = refuses(command, capsys, "model.learning_rate.projector=1e30", "train.max_grad_norm=0")
-    assert message.splitlines()[-1].startswith("error: loss is nan")
+    assert message.splitlines()[-1].startswith("error: the loss or the gradient norm is not finite at step 2")
 
 
 def test_a_mistyped_model_folder_is_a_clear_error(command, capsys, tmp_path):
