@@ -30,6 +30,7 @@ from hacl.training import (
     callbacks,
     checkpoint_store,
     checks,
+    kernels,
     manifest,
     runtime,
     storage,

@@ -132,7 +132,8 @@ def deepspeed_config(train: TrainConfig) -> dict | None:
 
 
 def prepare_process(train: TrainConfig) -> None:
-    """Set what DeepSpeed and torch.distributed expect of a launcher, and skip kernels that a CPU run does not need.
+    """Start the process group of several ranks; set what DeepSpeed expects of a launcher, and skip kernels that a CPU
+    run does not need.
 
     Without a launcher DeepSpeed looks for MPI; naming this process rank 0 of 1 with a free port is the alternative.
     """
