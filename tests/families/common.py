@@ -1,0 +1,74 @@
+"""What the tiny models of all families share: the tokenizer with a family's tokens, the chat template, the saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import build_tokenizer
+from tests.tiny_families import TEXT
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def extended_tokenizer(names: Mapping[str, str], others: Iterable[str] = ()):
+    """The tiny word-level tokenizer whose attribute `name` is the special token `names[name]`; `others` have no name.
+
+    No attribute `image_token` is left unless `names` gives one: the BLIP processors then choose another path.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    base = build_tokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=base.backend_tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=dict(names),
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    if others := list(others):
+        tokenizer.add_tokens(others, special_tokens=True)
+    return tokenizer
+
+
+def chat_template(image: str) -> str:
+    """Turns as "USER : ... ", "ASSISTANT : ...</s>"; an image part is written `image`; an answer is `generation`."""
+    return (
+        "{% for message in messages %}{{ message['role'] | upper }} : "
+        "{% macro render(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
+        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}{% endmacro %}"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ render(message['content']) }}</s>{% endgeneration %}"
+        "{% else %}{{ render(message['content']) }} {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT : {% endif %}"
+    )
+
+
+def text_config(tokenizer, **changes: Any) -> dict[str, Any]:
+    """Keywords of a decoder of three blocks of width 32 over the ids of `tokenizer`."""
+    return {**TEXT, "vocab_size": len(tokenizer), **special_ids(tokenizer), **changes}
+
+
+def special_ids(tokenizer) -> dict[str, int]:
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+
+
+def save(folder: str | Path, model, processor) -> Path:
+    """Write a model and its processor (or tokenizer) so that the auto classes reload both; returns the folder."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    for name, number in special_ids(tokenizer).items():
+        setattr(model.generation_config, name, number)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
