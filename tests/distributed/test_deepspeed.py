@@ -31,13 +31,13 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 DEEPSPEED = ("-m", "deepspeed.launcher.runner", "--num_gpus=2", f"--master_port={free_port()}")
 
 
-def launch(launcher, *arguments):
+def launch(launcher, *arguments, program=ROOT / "train.py"):
     """train.py in a fresh process or, with a launcher, in several; fails the test with its output."""
     command = [sys.executable, *launcher]
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
-        [*command, str(ROOT / "train.py"), *map(str, arguments)],
+        [*command, str(program), *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,

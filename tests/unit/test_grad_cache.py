@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from safetensors.torch import load_file
 
 import train
 from hacl.config import Config, ConfigError, LearningRates, LoraSettings, ModelConfig, load_config
-from hacl.data.collate import GENERATION, PackedCollator
+from hacl.data.collate import PackedCollator
 from hacl.training import build as build_run
 from hacl.training import contrastive_step, grad_cache
+from hacl.training.accumulation import label_tokens
 from hacl.training.contrastive_step import SCALE, concatenate
 from hacl.training.grad_cache import Window
 from hacl.training.metrics import ReportMeter, ratios
@@ -57,30 +59,37 @@ def add_lora(model):
             parameter.data.normal_(std=0.3, generator=generator)
 
 
-def bare_trainer(model, micro_batches, ranks=1):
-    """A HaclTrainer with what its loss reads, at the start of a window."""
+def bare_trainer(model, *, cached, ranks=1, collate=None):
+    """A HaclTrainer with what its loss reads."""
     trainer = HaclTrainer.__new__(HaclTrainer)
     trainer.config = Config(objective=model.objective)
-    trainer.args = SimpleNamespace(world_size=ranks)
-    trainer._meter, trainer._throughput = ReportMeter(), SimpleNamespace(add=lambda batch: None)
-    trainer.current_gradient_accumulation_steps = len(micro_batches)
+    trainer.args, trainer.model = SimpleNamespace(world_size=ranks), model
+    trainer._meter, trainer._throughput = ReportMeter(), MagicMock()
+    trainer._caches, trainer.data_collator = cached, collate
+    for watcher in ("watchdog", "guard", "begin_step", "check_before_backward"):
+        setattr(trainer, watcher, Mock())
+    trainer.is_deepspeed_enabled = False
+    trainer.stop, trainer.state = Mock(received=None), SimpleNamespace(global_step=0)
     return trainer
 
 
-def label_tokens(batches):
-    return sum((b["sequence_kind"][b["label_sequence"]] == GENERATION).sum() for b in batches)
+def begin(trainer, micro_batches, at_most=9):
+    """(micro-batches that this rank runs, label tokens of all ranks), the window open where there is one."""
+    batches, labels = trainer.get_batch_samples(iter(micro_batches), at_most, torch.device("cpu"))
+    trainer.current_gradient_accumulation_steps = len(batches)
+    if trainer._window is not None:
+        trainer._meter.add(trainer._window.open(lambda batch: batch))
+    return batches, labels
 
 
 def window_step(model, batches, *, cached):
     """(loss, gradients, logged values) of an optimizer step over these micro-batches."""
-    trainer = bare_trainer(model, batches)
+    trainer = bare_trainer(model, cached=cached)
     model.zero_grad()
-    if cached:
-        trainer._window = Window(model, batches)
-        trainer._meter.add(trainer._window.open(lambda batch: batch))
+    batches, labels = begin(trainer, batches)
     total = 0.0
     for batch in batches:
-        loss = trainer.compute_loss(model, batch, num_items_in_batch=label_tokens(batches))
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=labels)
         loss.backward()
         total += loss.detach()
     return total, gradients_of(model), ratios(trainer._meter.reduce())
@@ -90,7 +99,7 @@ def gradients_of(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def uncut_step(model, batches):
+def uncut_step(model, batches, labels=None, ranks=1):
     """The same with every graph kept: all features, one contrastive loss, one backward."""
     model.zero_grad()
     lm_sum, parts = 0.0, []
@@ -99,7 +108,8 @@ def uncut_step(model, batches):
         lm_sum = lm_sum + model._generation(states, batch, {})[0]
         parts.append(model.features(model.read(read_states, batch), batch))
     contrastive, _ = model.contrast(concatenate(parts), model.heads.log_inverse_temperature())
-    loss = compose(model.objective, lm_sum / label_tokens(batches), contrastive, 0.0)
+    labels = label_tokens(batches) if labels is None else labels
+    loss = compose(model.objective, lm_sum * ranks / labels, contrastive, 0.0)
     loss.backward()
     return loss.detach(), gradients_of(model)
 
@@ -116,7 +126,9 @@ def assert_same(found, expected, rtol=1e-9):
 
 @pytest.mark.parametrize(("form", "is_frozen"), [("in_place", False), ("strict", False), ("in_place", True)])
 def test_a_cached_window_is_the_step_of_one_big_batch(tiny_llava, tmp_path, form, is_frozen):
-    model, batches, whole = case(tiny_llava, tmp_path, form=form, text_margin_weight=0.5)
+    model, batches, whole = case(
+        tiny_llava, tmp_path, form=form, text_margin_weight=0.5, likelihood_margin_weight=0.0 if is_frozen else 0.4
+    )
     model.adapter.decoder.requires_grad_(not is_frozen)
     cached = window_step(model, batches, cached=True)
     big = window_step(model, [whole], cached=False)
@@ -126,13 +138,25 @@ def test_a_cached_window_is_the_step_of_one_big_batch(tiny_llava, tmp_path, form
     assert abs(apart[0] - cached[0]) > 1e-3, "without the cache every micro-batch is a contrastive batch of its own"
 
 
-def test_one_decoder_call_more_per_micro_batch_and_no_lm_head(tiny_llava, tmp_path):
+def test_every_module_runs_once_without_a_graph_and_once_with_one_per_chunk(tiny_llava, tmp_path):
+    """Under ZeRO-3 each of these calls gathers the weights once: 3 c gathers for c chunks."""
     model, batches, _ = case(tiny_llava, tmp_path)
     calls = []
-    model.adapter.decoder.register_forward_hook(lambda *_: calls.append("decoder"))
-    model.adapter.lm_head.register_forward_hook(lambda *_: calls.append("head"))
+
+    def note(name, module):
+        module.register_forward_hook(lambda *_: calls.append((name, "+" if torch.is_grad_enabled() else "-")))
+        module.register_full_backward_hook(lambda *_: calls.append((name, "b")))
+
+    adapter = model.adapter
+    note("projector", adapter.projector)
+    note("decoder", adapter.decoder.norm)
+    note("text", model.heads.text_projection)
+    note("head", adapter.lm_head)
     window_step(model, batches, cached=True)
-    assert calls == ["decoder"] * 3 + ["decoder", "head"] * 3
+    chunks = len(batches)
+    for name in ("projector", "decoder", "text"):
+        assert [kind for who, kind in calls if who == name] == ["-"] * chunks + ["+", "b"] * chunks
+    assert [kind for who, kind in calls if who == "head"] == ["+", "b"] * chunks, "no LM head in the first pass"
 
 
 def test_the_first_pass_keeps_no_state_of_the_decoder(tiny_llava, tmp_path):
@@ -245,8 +269,9 @@ def command(tiny_llava, tmp_path):
 )
 def test_the_trajectory_does_not_depend_on_how_the_window_is_cut(command, more, rtol):
     log, heads = command("train.per_device_batch_size=8", *more)
-    for size, count in ((4, 2), (2, 4)):
+    for size, count, chunk in ((4, 2, "null"), (8, 1, 3)):
         cut = (f"train.per_device_batch_size={size}", f"train.gradient_accumulation_steps={count}")
+        cut += (f"train.grad_cache_chunk={chunk}",)
         found, learnt = command(*cut, "train.grad_cache=true", *more)
         for key in log:
             assert found[key] == pytest.approx(log[key], rel=rtol), key
@@ -256,7 +281,7 @@ def test_the_trajectory_does_not_depend_on_how_the_window_is_cut(command, more, 
 
 @pytest.mark.slow
 def test_a_resumed_run_with_lora_dropout_has_the_same_losses(command):
-    how = ["train.per_device_batch_size=4", "train.gradient_accumulation_steps=2", "train.grad_cache=true"]
+    how = ["train.per_device_batch_size=8", "train.grad_cache=true", "train.grad_cache_chunk=3"]
     how += ["model.lora.rank=4", "model.lora.dropout=0.2", "train.save_steps=2"]
     log, heads = command(*how)
     again, learnt = command(*how, resumed_after=2)
@@ -264,14 +289,17 @@ def test_a_resumed_run_with_lora_dropout_has_the_same_losses(command):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "message"),
     [
-        ["train.grad_cache=true"],
-        ["train.grad_cache=true", "train.gradient_accumulation_steps=2", "objective.contrastive_weight=0"],
+        (["train.grad_cache=true"], "train.grad_cache makes"),
+        (["train.grad_cache=true", "train.grad_cache_chunk=2", "objective.contrastive_weight=0"], "grad_cache makes"),
+        (["train.grad_cache_chunk=2"], "train.grad_cache_chunk cuts"),
+        (["train.grad_cache=true", "train.gradient_accumulation_steps=2", "train.grad_cache_chunk=8"], "smaller than"),
+        (["train.grad_cache=true", "train.gradient_accumulation_steps=2", "train.grad_cache_chunk=0"], "at least 1"),
     ],
 )
-def test_a_cache_that_could_only_be_ignored_is_refused(settings):
-    with pytest.raises(ConfigError, match="train.grad_cache makes"):
+def test_a_cache_that_could_only_be_ignored_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         load_config(None, settings)
 
 
