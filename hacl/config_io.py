@@ -6,6 +6,7 @@ Knows no setting by name: any nested dataclass can be the schema.
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import field
@@ -28,38 +29,104 @@ def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+LONGEST_FILE = 2**20  # bytes
+DEEPEST = 20  # levels; every node below the top is one more
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice in one mapping, and reads 1e-3 as a number as YAML 1.2 does."""
+    """SafeLoader of plain data: no key twice in one mapping, no tags, no aliases (ten lines of which can stand for
+    gigabytes), no deep nesting."""
+
+    def __init__(self, text: str, where: str):
+        self.where, self.depth = where, 0
+        super().__init__(text)
+        self.name = where
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        problem = None
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            problem = "anchors and aliases (&name, *name) are not read; write the value out"
+        elif getattr(event, "tag", None) not in (None, "!"):
+            problem = f"the tag {event.tag!r} is not read; write plain values"
+        elif self.depth >= DEEPEST:
+            problem = f"nested deeper than {DEEPEST} levels"
+        if problem is not None:
+            raise ConfigError(f"{self.where}:{event.start_mark.line + 1}: {problem}")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float, bool, type(None))):
+                raise ConfigError(
+                    f"{node.start_mark.name}:{key_node.start_mark.line + 1}: a key is text, found {short(key)}"
+                )
             if key in seen:
-                raise ConfigError(f"{node.start_mark.name}:{key_node.start_mark.line + 1}: key {key!r} is given twice")
+                raise ConfigError(
+                    f"{node.start_mark.name}:{key_node.start_mark.line + 1}: key {short(key)} is given twice"
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def _parse_yaml(text: str, where: str) -> Any:
-    loader = _UniqueKeyLoader(text)
-    loader.name = where
     try:
-        return loader.get_single_data()
+        loader = _UniqueKeyLoader(text, where)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    try:
+        return loader.get_single_data()
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date in month 13, a number of too many digits
+        raise ConfigError(f"{where}:{loader.line + 1}: not valid YAML: {error}") from error
     finally:
         loader.dispose()
+
+
+def short(value: Any) -> str:
+    """`repr` for a message: cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of many thousand digits
+        return "a number of very many digits"
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(LONGEST_FILE + 1)
+    if len(content) > LONGEST_FILE:
+        raise ConfigError(f"{path}: longer than {LONGEST_FILE:,} bytes; is it a configuration?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def read_plain(path: Path) -> Any:
+    """What a YAML (or JSON) file of at most `LONGEST_FILE` bytes holds. Raises ConfigError naming file and line."""
+    return _parse_yaml(_read_text(path), str(path))
 
 
 def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict:
     """Read one YAML mapping; `defaults: other.yaml` is read first and overridden key by key."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{short(str(path))} is no name of a file ({error})") from error
+    if not is_file:
         raise FileNotFoundError(f"configuration file not found: {path}")
     if path.resolve() in _seen:
         raise ConfigError(f"{path}: 'defaults' refers back to a file that is being read")
-    data = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    data = read_plain(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -85,7 +152,7 @@ def parse_overrides(overrides: typing.Sequence[str]) -> dict:
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"override {text!r}: expected section.key=value, e.g. train.epochs=2")
+            raise ConfigError(f"override {short(text)}: expected section.key=value, e.g. train.epochs=2")
         nested: Any = _parse_yaml(value, f"override {name.strip()}")
         for part in reversed(name.strip().split(".")):
             nested = {part: nested}
@@ -98,11 +165,11 @@ def _coerce(value: Any, hint: Any, key: str, where: str, root: type) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise ConfigError(f"{where}: {key} is a section and needs keys below it, got {value!r}")
+            raise ConfigError(f"{where}: {key} is a section and needs keys below it, got {short(value)}")
         return from_dict(hint, value, where=where, prefix=f"{key}.", root=root)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{where}: {key} must be one of {', '.join(map(str, arguments))}; got {value!r}")
+            raise ConfigError(f"{where}: {key} must be one of {', '.join(map(str, arguments))}; got {short(value)}")
         return value
     if origin in (types.UnionType, typing.Union):
         for option in arguments:
@@ -114,21 +181,21 @@ def _coerce(value: Any, hint: Any, key: str, where: str, root: type) -> Any:
                 except ConfigError:
                     continue
         names = " or ".join("null" if a is type(None) else getattr(a, "__name__", str(a)) for a in arguments)
-        raise ConfigError(f"{where}: {key} must be {names}; got {value!r}")
+        raise ConfigError(f"{where}: {key} must be {names}; got {short(value)}")
     if origin is list:
         items = value if isinstance(value, list) else [value]
         return [_coerce(item, arguments[0], f"{key}[{i}]", where, root) for i, item in enumerate(items)]
     if hint is float:
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):  # YAML 1.1 reads 1e-3 as text
             try:
-                return float(value)
-            except ValueError:
-                pass
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif hint in (int, bool, str) and type(value) is hint:
+                number = float(value)
+            except (ValueError, OverflowError):
+                number = math.nan
+            if math.isfinite(number):
+                return number
+    elif hint in (int, bool, str) and type(value) is hint and (hint is not int or abs(value) < 2**63):
         return value
-    raise ConfigError(f"{where}: {key} must be {hint.__name__}; got {value!r} ({type(value).__name__})")
+    raise ConfigError(f"{where}: {key} must be {hint.__name__}; got {short(value)} ({type(value).__name__})")
 
 
 def from_dict(
@@ -151,7 +218,7 @@ def from_dict(
                 hint = f"did you mean {prefix + near[0]!r}?"
             else:
                 hint = f"known keys: {', '.join(prefix + n for n in hints)}"
-            raise ConfigError(f"{where}: unknown key {prefix + str(key)!r}; {hint}")
+            raise ConfigError(f"{where}: unknown key {short(prefix + str(key))}; {hint}")
     return schema(**{key: _coerce(value, hints[key], prefix + key, where, root) for key, value in data.items()})
 
 

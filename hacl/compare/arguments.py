@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from hacl.config_io import ConfigError, read_plain
 
 DESCRIPTION = """Compare an original model with its tuned version: concepts, shift vectors, training-free recovery.
 
@@ -61,9 +61,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _from_file(parser: argparse.ArgumentParser, path: Path) -> None:
     """Take a file's values as defaults; what it gives need not be given again."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        parser.error(f"--config {path}: {error}")
+        content = read_plain(path) or {}
+    except (OSError, ConfigError) as error:
+        parser.error(f"--config: {error}")
     if not isinstance(content, dict):
         parser.error(f"--config {path}: expected keys with values, found {type(content).__name__}")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}

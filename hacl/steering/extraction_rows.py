@@ -25,8 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hacl.config_io import read_plain
 from hacl.data.images import resolve_image
 from hacl.data.records import Record
 
@@ -94,11 +93,7 @@ class Behaviours:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such behaviours file; see configs/steering for examples")
-        text = path.read_text(encoding="utf-8")
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: neither YAML nor JSON ({error})") from error
+        content = read_plain(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"{path}: expected a mapping with format: {FORMAT}")
         known = {"format", "name", "version", "fields", "by_behaviour", "default", "remove"}
@@ -121,7 +116,7 @@ class Behaviours:
             None if default is None else _pair(default, f"{path}: default"),
             fields,
             tuple(content.get("remove") or ()),
-            hashlib.sha256(text.encode()).hexdigest()[:16],
+            hashlib.sha256(path.read_bytes()).hexdigest()[:16],
         )
 
     def row(self, raw: Mapping[str, Any], image_root: Path | None, where: str) -> ContrastRow:
