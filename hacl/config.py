@@ -102,6 +102,9 @@ class ObjectiveConfig:
     temperature_min: float = setting(0.01, "lower bound of the temperature")
     temperature_max: float = setting(0.5, "upper bound of the temperature")
     lm_weight: float = setting(1.0, "weight of the generation loss; 0 = contrastive only")
+    lm_loss: Literal["auto", "plain", "chunked", "liger"] = setting(
+        "auto", "logits of all label tokens at once, in chunks, or in Liger's kernel; auto: chunks above 256 MiB"
+    )
     contrastive_weight: float = setting(1.0, "weight of (image-to-text + text-to-image) / 2; 0 = generation only")
     hard_scope: Literal["own", "local", "global"] = setting(
         "own", "whose hallucinated captions are negatives: own image (paper), this rank's (released code), all ranks'"

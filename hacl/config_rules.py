@@ -214,6 +214,22 @@ RULES: list[Rule] = [
     ),
     (
         lambda c: (
+            c.objective.lm_loss != "auto" and c.objective.lm_weight == 0 and c.objective.likelihood_margin_weight == 0
+        ),
+        "objective.lm_loss says how the generation loss is computed; it needs objective.lm_weight > 0",
+    ),
+    (
+        lambda c: c.objective.lm_loss == "liger" and c.objective.likelihood_margin_weight,
+        "objective.lm_loss=liger gives no losses of single sequences, which objective.likelihood_margin_weight needs; "
+        "use objective.lm_loss=chunked",
+    ),
+    (
+        lambda c: c.objective.lm_loss in ("chunked", "liger") and _stage(c) == 3,
+        "objective.lm_loss=chunked and liger do not work with ZeRO-3, which gathers the LM head once per call and on "
+        "all ranks together; use objective.lm_loss=auto (plain there) or ZeRO-2",
+    ),
+    (
+        lambda c: (
             c.objective.form == "eos_branch"
             and (c.objective.image_pool != "last" or c.objective.contrastive_weight == 0)
         ),

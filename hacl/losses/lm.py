@@ -1,19 +1,42 @@
 """Language-model losses on label tokens only, and a margin between the likelihoods of true and hallucinated text.
 
-Shapes: N label tokens, V vocabulary, S sequences, Q pairs of a true and a hallucinated sequence.
+Shapes: N label tokens, D hidden size, V vocabulary, S sequences, Q pairs of a true and a hallucinated sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def token_losses(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """Cross-entropy (N,) in nats of every label token, in fp32 (fp64 stays) whatever the dtype of the logits."""
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     return F.cross_entropy(logits_NV, target_N, reduction="none")
+
+
+def chunked_token_losses(states_ND: Tensor, target_N: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+    """`token_losses(head(states_ND), target_N)` without N x V logits at any time.
+
+    head: states (n, D) to logits (n, V). The logits of `chunk` tokens exist at once; they are computed again in the
+    backward pass, so the head costs one more forward pass.
+    """
+    if len(states_ND) <= chunk:
+        return token_losses(head(states_ND), target_N)
+    parts = zip(states_ND.split(chunk), target_N.split(chunk), strict=True)
+    losses = [
+        checkpoint(_head_losses, head, states, target, use_reentrant=False, preserve_rng_state=False)
+        for states, target in parts
+    ]
+    return torch.cat(losses)
+
+
+def _head_losses(head: Callable[[Tensor], Tensor], states_ND: Tensor, target_N: Tensor) -> Tensor:
+    return token_losses(head(states_ND), target_N)
 
 
 def sequence_log_likelihood(token_losses_N: Tensor, sequence_N: Tensor, num_sequences: int) -> Tensor:

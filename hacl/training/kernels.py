@@ -9,6 +9,7 @@ from hacl.data.layout import makes_trees
 from hacl.models import attention
 from hacl.models.adapters import Adapter
 from hacl.models.exactness import check_decoder
+from hacl.training.label_loss import check_loss
 
 
 def prepare(adapter: Adapter, config: Config) -> None:
@@ -20,6 +21,7 @@ def prepare(adapter: Adapter, config: Config) -> None:
     longest = max(config.data.max_length, config.data.max_caption_length) + 1
     family = adapter.model.config.model_type
     check_decoder(adapter.decoder.config, longest=longest, trees=trees, family=family)
+    check_loss(config.objective.lm_loss)
     attention.set_attention(adapter.decoder, implementation(config))
 
 

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from hacl.data.collate import GENERATION, HALLUCINATED_GENERATION
 from hacl.losses.gather import Gather
-from hacl.losses.lm import likelihood_margin, sequence_log_likelihood, token_losses
+from hacl.losses.lm import likelihood_margin, sequence_log_likelihood
 from hacl.models.adapters import Adapter, find_adapter
 from hacl.models.attention import packed_attention
 from hacl.models.heads import ContrastiveHeads
@@ -38,6 +38,7 @@ from hacl.training.contrastive_step import (
     inner_product,
     make_queue,
 )
+from hacl.training.label_loss import label_losses, liger_sum
 
 
 @dataclass
@@ -237,11 +238,15 @@ class HaclModel(PreTrainedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Summed label cross-entropy, number of labels, likelihood margin. The head sees label positions only."""
         rows, columns = batch["label_read"].unbind(-1)
-        losses_Nl = token_losses(self.adapter.logits(states_RTD[rows, columns]), batch["label_target"])
+        states_NlD, target_Nl, head = states_RTD[rows, columns], batch["label_target"], self.adapter.lm_head
         sequence_Nl, kind_S = batch["label_sequence"], batch["sequence_kind"]
         is_generation_Nl = kind_S[sequence_Nl] == GENERATION
-        lm_sum = (losses_Nl * is_generation_Nl).sum()
         lm_tokens = is_generation_Nl.sum()
+        if self.objective.lm_loss == "liger":  # has no losses of single tokens; a rule keeps the margin away
+            lm_sum = liger_sum(states_NlD, target_Nl, head)
+        else:
+            losses_Nl = label_losses(states_NlD, target_Nl, head, self.objective.lm_loss)
+            lm_sum = (losses_Nl * is_generation_Nl).sum()
         report["lm"] = (lm_sum.detach(), lm_tokens)
         if not self.objective.likelihood_margin_weight:
             return lm_sum, lm_tokens, lm_sum.new_zeros(())
