@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,18 @@ class Part:
     def total(self, count: float, factor: float = PLAIN_BACKWARD) -> float:
         """Forward and backward of `count` units, attention included."""
         return count * (self.forward + self.backward + self.attention * (1 + factor * self.share))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a step is run. pairs: the positions that attention goes over, a count of `Work`: whole rows (as torch's
+    counter reads any kernel), what a dense mask or a causal flag leaves, or what is seen; fused: its backward computes
+    the scores anew; recompute: gradient checkpointing; grad_cache: a first pass without a graph and without logits."""
+
+    pairs: Literal["dense_pairs", "masked_pairs", "packed_pairs"] = "dense_pairs"
+    fused: bool = True
+    recompute: bool = False
+    grad_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,32 +91,22 @@ class StepCost:
             + self.text_head.total(work.text_reads)
         )
 
-    def executed(
-        self,
-        work: Work,
-        *,
-        pairs: int | None = None,
-        factor: float = FUSED_BACKWARD,
-        recompute: bool = False,
-        grad_cache: bool = False,
-    ) -> float:
-        """What the packed step runs, padding and gradients of constant text included.
-
-        pairs: of positions that attention runs over (a count of `work`), as torch counts them if None: whole rows
-        of any kernel; factor: forward passes that the backward of attention takes; recompute: gradient checkpointing;
-        grad_cache: a first pass without a graph and without logits.
-        """
-        pairs = work.dense_pairs if pairs is None else pairs
+    def executed(self, work: Work, how: Execution | None = None) -> float:
+        """What the packed step runs, padding and gradients of constant text included. how: None is as torch's counter
+        reads a plain step."""
+        how = how or Execution()
+        pairs: int = getattr(work, how.pairs)
+        factor = FUSED_BACKWARD if how.fused else PLAIN_BACKWARD
         images, towers = work.images_run, work.towers_run
         decoder, attention = self.decoder, self.attention
         total = self.vision.total(towers, factor) + self.projector.total(images)
         total += decoder.total(work.slots) + attention.total(pairs, factor)
         total += self.head.total(work.labels)
         total += self.image_head.total(work.image_read_slots) + self.text_head.total(work.text_read_slots)
-        if recompute:
+        if how.recompute:
             total += work.slots * decoder.again + pairs * attention.attention * attention.share
             total += towers * (self.vision.again + self.vision.attention * self.vision.share)
-        if grad_cache:
+        if how.grad_cache:
             total += towers * (self.vision.forward + self.vision.attention) + images * self.projector.forward
             total += work.slots * decoder.forward + pairs * attention.attention
             total += work.image_read_slots * self.image_head.forward + work.text_read_slots * self.text_head.forward

@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hacl.training.flops import FUSED_BACKWARD, PLAIN_BACKWARD, StepCost
+from hacl.training.flops import Execution, StepCost
 from hacl.training.work import Work
 
 
@@ -49,28 +48,11 @@ def ratios(merged: dict[str, tuple[float, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Utilisation:
-    """What utilisation is measured with. cost: of each unit of the model; peak: FLOP/s of this rank's device;
-    counts: the attention that the kernels run, a count of `Work`; fused, recompute, grad_cache: as in
-    `StepCost.executed`."""
+    """What utilisation is measured with. cost: of each unit of the model; peak: FLOP/s of this rank's device."""
 
     cost: StepCost
     peak: float
-    counts: Literal["dense_pairs", "masked_pairs", "packed_pairs"] = "masked_pairs"
-    fused: bool = True
-    recompute: bool = False
-    grad_cache: bool = False
-
-    def minimal(self, work: Work) -> float:
-        return self.cost.minimal(work)
-
-    def executed(self, work: Work) -> float:
-        return self.cost.executed(
-            work,
-            pairs=getattr(work, self.counts),
-            factor=FUSED_BACKWARD if self.fused else PLAIN_BACKWARD,
-            recompute=self.recompute,
-            grad_cache=self.grad_cache,
-        )
+    execution: Execution
 
 
 class Throughput:
@@ -120,7 +102,9 @@ class Throughput:
         seconds = max(time.perf_counter() - self.started, 1e-9)
         work = Work() if self._work is None else Work(*self._work.tolist())
         used = self.utilisation
-        done = (used.minimal(work), used.executed(work), used.peak) if used else (0.0, 0.0, 0.0)
+        done = (
+            (used.cost.minimal(work), used.cost.executed(work, used.execution), used.peak) if used else (0.0, 0.0, 0.0)
+        )
         parts = _everywhere((work, self.waited, memory_gib(), *done))
         works, waited, memory, minimal, executed, peaks = zip(*parts, strict=True)
         steps = self.steps

@@ -11,7 +11,7 @@ from torch import nn
 from hacl.config import Config, ModelConfig
 from hacl.models.adapters import Adapter
 from hacl.training import build
-from hacl.training.flops import StepCost, step_cost
+from hacl.training.flops import Execution, StepCost, step_cost
 from hacl.training.hardware import peak_tflops
 from hacl.training.metrics import Utilisation
 
@@ -28,17 +28,26 @@ class Outline:
 def outline(config: Config) -> Outline:
     """What `run.build_model` would build, on the meta device. Call it before DeepSpeed is told of ZeRO-3, which would
     shard it."""
+    with torch.device("meta"):
+        backbone = build_backbone(config, masters=False)
+        adapter = build.find_adapter(backbone)
+    heads = build.build_heads(adapter, config.objective, seed=0, trainable=config.model.learning_rate.heads > 0)
+    heads = heads if heads is None else heads.to("meta")
+    return Outline(backbone, adapter, heads)
+
+
+def build_backbone(config: Config, *, masters: bool, dtype: torch.dtype | None = None) -> nn.Module:
+    """The backbone with what trains, its weights as initialised; for a device or a mode without content.
+
+    masters: keep trained weights in fp32; dtype: of the weights, None = `model.dtype`.
+    """
     from transformers import AutoModelForImageTextToText
 
     settings = read_model_config(config.model)
-    with torch.device("meta"):
-        backbone = AutoModelForImageTextToText.from_config(
-            settings, attn_implementation=config.model.tower_attention, dtype=build.DTYPES[config.model.dtype]
-        )
-        backbone = build.select_trainable(backbone, config.model, masters=False)
-        adapter = build.find_adapter(backbone)
-        heads = build.build_heads(adapter, config.objective, seed=0, trainable=config.model.learning_rate.heads > 0)
-    return Outline(backbone, adapter, heads)
+    backbone = AutoModelForImageTextToText.from_config(
+        settings, attn_implementation=config.model.attn_implementation, dtype=dtype or build.DTYPES[config.model.dtype]
+    )
+    return build.select_trainable(backbone, config.model, masters=masters)
 
 
 def read_model_config(model: ModelConfig) -> Any:
@@ -75,16 +84,17 @@ def image_shape(processor: Any) -> tuple[int, ...]:
     return tuple(processor.image_processor(blank, return_tensors="pt")["pixel_values"][0].shape)
 
 
+def execution(config: Config) -> Execution:
+    """How the steps of a run are executed."""
+    kernel = config.model.attn_implementation
+    pairs = {"eager": "dense_pairs", "sdpa": "masked_pairs"}.get(kernel, "packed_pairs")
+    train = config.train
+    return Execution(pairs, kernel != "eager", train.gradient_checkpointing, train.grad_cache)
+
+
 def utilisation(config: Config, processor: Any) -> Utilisation | None:
     """How `mfu` and `hfu` of a run are measured, or None where the peak of the device is not known."""
     peak = peak_tflops(config.log.peak_tflops, bf16=config.train.bf16)
     if peak is None:
         return None
-    return Utilisation(
-        cost_of(config, outline(config), processor),
-        peak * 1e12,
-        counts="dense_pairs" if config.model.attn_implementation == "eager" else "masked_pairs",
-        fused=config.model.attn_implementation != "eager",
-        recompute=config.train.gradient_checkpointing,
-        grad_cache=config.train.grad_cache,
-    )
+    return Utilisation(cost_of(config, outline(config), processor), peak * 1e12, execution(config))

@@ -51,7 +51,8 @@ def test_the_log_holds_every_loss_term_and_measure(command):
     assert command("model.preset=stage1") == 0
     line = json.loads((command.run / "metrics.jsonl").read_text().splitlines()[0])
     expected = "loss lm contrastive i2t t2i hard_negative_win_rate temperature positive_similarity negative_similarity"
-    expected += " samples_per_second tokens_per_second padding_percent memory_gib learning_rate/projector grad_norm"
+    expected += " samples_per_second tokens_per_second label_tokens_per_second padding_percent data_wait_percent"
+    expected += " seconds_per_step memory_gib learning_rate/projector grad_norm"
     assert set(expected.split()) <= set(line)
     assert line["loss"] == pytest.approx(line["lm"] + line["contrastive"], rel=1e-4)
     assert list((command.run / "tensorboard").iterdir())
@@ -210,8 +211,8 @@ def test_the_predicted_parameters_and_arithmetic_match_the_model(tiny_llava, rec
     assert prediction.total == sum(p.numel() for p in model.parameters())
     assert prediction.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     decoder = sum(p.numel() for b in model.adapter.blocks for p in b.parameters() if p.dim() > 1)
-    tokens = prediction.batch["rows"] * prediction.batch["tokens_per_row"]
-    assert prediction.tflops > 2 * 2 * decoder * tokens / 1e12
+    assert prediction.tflops > 2 * 2 * decoder * prediction.batch["slots"] / 1e12
+    assert prediction.tflops > prediction.minimal_tflops > 2 * 2 * decoder * prediction.batch["label_tokens"] / 1e12
 
 
 def test_a_dry_run_predicts_a_seven_billion_model_without_its_weights(records, tiny_llava, tmp_path, capsys):

@@ -10,7 +10,7 @@ from hacl.config import LearningRates, LoraSettings, ModelConfig, ObjectiveConfi
 from hacl.models.adapters import find_adapter
 from hacl.models.random_llava import Size, llava_config
 from hacl.training import build as builders
-from hacl.training.flops import blocks_of, counting, recording, step_cost
+from hacl.training.flops import Execution, blocks_of, counting, recording, step_cost
 from hacl.training.objective import HaclModel
 from hacl.training.work import Work, count_work
 from tests.reference.trie import contexts
@@ -52,7 +52,7 @@ def counted(call):
 
 def assert_counted(model, batch, cost, **how):
     step = counted(lambda: model(**batch).loss.backward())
-    assert cost.executed(count_work(batch), **how) == pytest.approx(step, rel=0.01)
+    assert cost.executed(count_work(batch), Execution(**how)) == pytest.approx(step, rel=0.01)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
@@ -113,8 +113,8 @@ def test_recomputation_and_grad_cache_add_what_they_run_and_nothing_to_the_least
         model(**batch).loss.backward()
 
     work = count_work(batch)
-    assert cost.executed(work, grad_cache=True) == pytest.approx(counted(cached), rel=0.01)
-    assert cost.executed(work, grad_cache=True) > cost.executed(work) > cost.minimal(work) == least
+    assert cost.executed(work, Execution(grad_cache=True)) == pytest.approx(counted(cached), rel=0.01)
+    assert cost.executed(work, Execution(grad_cache=True)) > cost.executed(work) > cost.minimal(work) == least
 
 
 def test_a_batch_without_images_runs_a_blank_one_that_the_least_work_leaves_out(wide, tmp_path):

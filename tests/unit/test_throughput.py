@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hacl.training import hardware, metrics
-from hacl.training.flops import Part, StepCost
+from hacl.training.flops import Execution, Part, StepCost
 from hacl.training.hardware import known_peak, peak_tflops
 from hacl.training.metrics import Throughput, Utilisation
 from hacl.training.work import CountingCollator, Work
@@ -74,7 +74,7 @@ def test_rates_are_of_the_whole_time_and_steps_of_the_time_without_waiting(clock
 
 
 def test_the_hot_path_reads_no_value_from_the_device():
-    meter = Throughput(Utilisation(COST, 1e6))
+    meter = Throughput(Utilisation(COST, 1e6, Execution()))
     for _ in range(2):
         meter.add({"work": WORK.tensor().to("meta")})  # a value of this device cannot be read
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -82,7 +82,7 @@ def test_the_hot_path_reads_no_value_from_the_device():
 
 
 def mfu_and_hfu(clock, works, **how):
-    meter = Throughput(Utilisation(COST, 1e6, **how))
+    meter = Throughput(Utilisation(COST, 1e6, Execution(**{"pairs": "masked_pairs", **how})))
     steps(clock, meter, works)
     found = meter.reduce()
     return found["mfu"], found["hfu"]
@@ -97,7 +97,7 @@ def test_redundant_passes_raise_hfu_and_leave_mfu(clock):
     padded = replace(WORK, slots=250, masked_pairs=9000, images_run=9, tokens=120)
     same, more = mfu_and_hfu(clock, [padded])
     assert same == mfu and more > hfu
-    assert mfu_and_hfu(clock, [WORK], counts="packed_pairs")[1] < hfu, "a kernel that leaves out what is masked"
+    assert mfu_and_hfu(clock, [WORK], pairs="packed_pairs")[1] < hfu, "a kernel that leaves out what is masked"
     assert mfu_and_hfu(clock, [WORK], fused=False)[1] < hfu, "scores are not computed anew"
 
 
@@ -111,7 +111,7 @@ def test_ranks_add_up_and_the_slowest_loader_and_the_fullest_memory_are_reported
     monkeypatch.setattr(metrics, "memory_gib", lambda: memory)
     other = (WORK, 0.5, {"memory_gib": 7.0}, 1e5, 4e5, 3e6)
     monkeypatch.setattr(metrics, "_everywhere", lambda mine: [mine, other])
-    meter = Throughput(Utilisation(COST, 1e6))
+    meter = Throughput(Utilisation(COST, 1e6, Execution()))
     steps(clock, meter, [WORK], seconds=0.9, wait=0.1)
     found = meter.reduce()
     assert found["samples_per_second"] == pytest.approx(16) and found["memory_gib"] == 7.0

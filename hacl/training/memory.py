@@ -1,0 +1,197 @@
+"""Memory that a training step needs on a rank: weights, gradients and optimizer by ZeRO stage, and activations.
+
+States are counted from the parameters. Activations are followed through the forward and backward of a micro-batch whose
+tensors have shapes and no content, with the model as it trains: frozen parts, LoRA, mixed precision and gradient
+checkpointing need no formula. What kernels and libraries need beside tensors is not in it (a CUDA context is about
+half a GiB, and an allocator holds more than it has given out).
+
+Shapes: I images, N image tokens, R packed rows, T tokens per row, D hidden size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hacl.config import Config
+from hacl.losses.lm import token_losses
+from hacl.models.adapters import Adapter, find_adapter
+from hacl.models.attention_masks import is_plain
+from hacl.training import runtime
+from hacl.training.live_memory import LiveBytes
+from hacl.training.objective import is_frozen
+from hacl.training.outline import build_backbone
+from hacl.training.work import count_work
+
+GIB = 2**30
+
+
+@dataclass
+class StepMemory:
+    """Bytes on a rank. activations: peak without gradients of weights; with_gradients: peak of both together, where
+    gradients are made anew in every step, as activations are given back."""
+
+    activations: float
+    with_gradients: float
+
+
+def state_bytes(total: int, trained: int, *, stage: int | None, ranks: int, bf16: bool, frozen_bytes: float) -> float:
+    """Bytes per rank of weights, gradients and Adam state.
+
+    Under DeepSpeed bf16: 2 bytes of weight each, and per trained weight 2 of gradient and 12 of fp32 master and moments
+    (Rajbhandari et al., 2020, section 3.1); stage 1 divides the 12 by the ranks, stage 2 also the gradient, stage 3
+    also the weights. Without DeepSpeed trained weights are fp32: 4 + 4 + 8, and with several ranks 4 more, because DDP
+    keeps gradients a second time in its buckets. frozen_bytes: per frozen weight.
+    """
+    frozen = total - trained
+    if stage is None:
+        return frozen * frozen_bytes + trained * (16 if ranks == 1 else 20)
+    width = 2 if bf16 else 4
+    optimizer = trained * (12 if bf16 else 8) / (ranks if stage >= 1 else 1)
+    gradients = trained * width / (ranks if stage >= 2 else 1)
+    weights = (frozen * min(width, frozen_bytes) + trained * width) / (ranks if stage == 3 else 1)
+    return weights + gradients + optimizer
+
+
+def total_bytes(
+    config: Config, states: float, trained: int, step: StepMemory, *, stage: int | None, ranks: int
+) -> float:
+    """Peak of a rank: states and activations.
+
+    Without DeepSpeed, one process that does not accumulate makes its gradients anew, and they take the place of
+    activations; everywhere else they stay beside them.
+    """
+    if stage is None and ranks == 1 and config.train.gradient_accumulation_steps == 1:
+        gradients = trained * 4
+        return states - gradients + max(step.with_gradients, gradients)
+    return states + step.activations
+
+
+def step_memory(config: Config, batch: dict[str, Tensor], pixels: tuple[int, ...]) -> StepMemory:
+    """Activations of one micro-batch. batch: of `PackedCollator`; pixels: (3, H, W) of an image after processing.
+
+    No content is computed and no weight loaded. GradCache's first pass keeps no graph and needs less.
+    """
+    engine = runtime.zero_stage(config.train) is not None
+    sizes = _Sizes.of(batch, pixels)
+    with torch.device("meta"):
+        dtype = torch.bfloat16 if engine and config.train.bf16 else None
+        backbone = build_backbone(config, masters=not engine, dtype=dtype)
+    with FakeTensorMode():
+        _without_content(backbone)
+        _train_mode(config, backbone)
+        return StepMemory(*(_peak(config, backbone, sizes, keep_gradients=keep) for keep in (False, True)))
+
+
+def _without_content(model: nn.Module) -> None:
+    """Give parameters and buffers of the meta device tensors that say they are on the CPU, tied ones the same."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, old in table.items():
+                if old is not None and id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    is_parameter = isinstance(old, nn.Parameter)
+                    made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new
+                if old is not None:
+                    table[name] = made[id(old)]
+
+
+@dataclass
+class _Sizes:
+    rows: int
+    tokens: int
+    labels: int
+    images: int
+    pixels: tuple[int, ...]
+    masked: bool
+
+    @classmethod
+    def of(cls, batch: dict[str, Tensor], pixels: tuple[int, ...]) -> _Sizes:
+        rows, tokens = batch["input_ids"].shape
+        masked = not is_plain(batch["segment_ids"], batch.get("subtree_end"))
+        return cls(rows, tokens, len(batch["label_target"]), max(1, count_work(batch).images), pixels, masked)
+
+
+def _train_mode(config: Config, backbone: nn.Module) -> None:
+    """As `HaclModel` is in training."""
+    adapter = find_adapter(backbone)
+    backbone.train()
+    for modules in adapter.groups().values():
+        for module in filter(is_frozen, modules):
+            module.eval()
+    if config.train.gradient_checkpointing:
+        adapter.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        adapter.decoder.train()
+
+
+def _peak(config: Config, backbone: nn.Module, sizes: _Sizes, *, keep_gradients: bool) -> float:
+    parameters = list(backbone.parameters())
+    adapter = find_adapter(backbone)
+    mixed = config.train.bf16 and runtime.zero_stage(config.train) is None
+    inputs = _fake_inputs(config, adapter, sizes)
+    known = [*parameters, *backbone.buffers(), *inputs.values()]
+    with LiveBytes(known) as live, _freed_gradients(parameters, not keep_gradients):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = _loss(adapter, inputs, config.objective.layer)
+        if loss.requires_grad:
+            loss.backward()
+        del loss
+        peak = live.peak
+    for parameter in parameters:
+        parameter.grad = None
+    return float(peak + sum(t.numel() * t.element_size() for t in inputs.values()))
+
+
+def _fake_inputs(config: Config, adapter: Adapter, sizes: _Sizes) -> dict[str, Tensor]:
+    """Tensors of the shapes of a batch."""
+    shape = sizes.rows, sizes.tokens
+    found = {name: torch.zeros(shape, dtype=torch.long) for name in ("ids", "positions", "source")}
+    found["labels"] = torch.zeros(sizes.labels, dtype=torch.long)
+    dtype = next(adapter.vision_tower.parameters()).dtype
+    found["pixels"] = torch.zeros(sizes.images, *sizes.pixels, dtype=dtype)
+    if config.train.cache_vision_features:
+        with torch.no_grad():
+            found["features"] = adapter.vision_features(found.pop("pixels"))
+    if sizes.masked:
+        found["mask"] = torch.zeros(sizes.rows, 1, sizes.tokens, sizes.tokens, dtype=torch.bool)
+    return found
+
+
+def _loss(adapter: Adapter, inputs: dict[str, Tensor], layer: int | None) -> Tensor:
+    """The parts of `HaclModel.forward` that hold memory; heads see a few vectors only."""
+    features = inputs.get("features")
+    if features is None:
+        with torch.no_grad() if is_frozen(adapter.vision_tower) else contextlib.nullcontext():
+            features = adapter.vision_features(inputs["pixels"])
+    projected = adapter.project(features).flatten(0, 1)
+    embeds = adapter.embed(inputs["ids"])
+    is_image = (inputs["source"] >= 0)[..., None]
+    embeds = torch.where(is_image, projected[inputs["source"].clamp_min(0)].to(embeds.dtype), embeds)
+    del features, projected, is_image
+    states, reads = adapter.decode(embeds, inputs.get("mask"), inputs["positions"], layer)
+    del embeds
+    losses = token_losses(adapter.logits(states[inputs["labels"], inputs["labels"]]), inputs["labels"])
+    return losses.sum() + reads[:, 0].sum()
+
+
+@contextlib.contextmanager
+def _freed_gradients(parameters: list[Tensor], freed: bool) -> Iterator[None]:
+    """Give every gradient back as soon as it is complete, so that only activations are left."""
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    handles = []
+    if freed:
+        handles = [p.register_post_accumulate_grad_hook(drop) for p in parameters if p.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
