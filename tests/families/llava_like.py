@@ -1,4 +1,4 @@
-"""Tiny models of the LLaVA kind: a tower, a two-layer projector and a decoder; tiles and line ends from LLaVA-NeXT on."""
+"""Tiny models of the LLaVA kind: a tower, a two-layer projector and a decoder; tiles from LLaVA-NeXT on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ PINPOINTS = [[32, 32], [32, 64], [64, 32], [64, 64]]
 def build(name: str, folder: str | Path, seed: int = 0) -> Path:
     """llava and fast_vlm are those of `tests.tiny`, with the shared chat template."""
     if name in ("llava", "fast_vlm"):
-        from transformers import AutoProcessor
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         build_tiny_model(folder, name, seed=seed)
         processor = AutoProcessor.from_pretrained(folder)
         processor.chat_template = chat_template("<image>")
-        processor.save_pretrained(folder)
-        return Path(folder)
+        return save(folder, AutoModelForImageTextToText.from_pretrained(folder), processor)
     import torch
 
     torch.manual_seed(seed)

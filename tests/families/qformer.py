@@ -18,7 +18,7 @@ QUERIES = 4
 
 
 def build(name: str, folder: str | Path, seed: int = 0) -> Path:
-    """Four query tokens; the processors take no chat template, so the tokenizer carries it, with no mark for an image."""
+    """Four query tokens; the processors take no chat template, so the tokenizer has it, without a mark for an image."""
     import torch
     from transformers import (
         Blip2Config,
