@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from hacl.data import json_text
 
 BLOCK = 1 << 20
-_SPACE = " \t\r\n"
+_BLANK = re.compile(r"[ \t\r\n]*")
 
 
 class JsonError(json.JSONDecodeError):
@@ -31,7 +32,8 @@ class JsonError(json.JSONDecodeError):
 def iter_json_list(path: Path) -> Iterator[Any]:
     """The elements of the JSON list that fills a UTF-8 file.
 
-    Raises JsonError or UnicodeDecodeError at the first thing that is no JSON, after the elements before it.
+    Raises JsonError at the first thing that is no JSON, after the elements before it; for what is not UTF-8 perhaps
+    earlier.
     """
     with path.open("rb") as file:
         text = _Text(file)
@@ -85,14 +87,17 @@ class _Text:
         block = self.file.read(size)
         self.ended = not block
         self.lines += self.buffer.count("\n", 0, self.place)
-        self.buffer = self.buffer[self.place :] + self.utf8.decode(block, final=self.ended)
-        self.place = 0
+        self.buffer, self.place = self.buffer[self.place :], 0
+        try:
+            self.buffer += self.utf8.decode(block, final=self.ended)
+        except UnicodeDecodeError as error:
+            line = self.lines + self.buffer.count("\n") + error.object[: error.start].count(b"\n") + 1
+            raise JsonError(f"not UTF-8 ({error.reason})", line) from error
 
     def peek(self) -> str:
         """The next visible character, "" at the end."""
         while True:
-            while self.place < len(self.buffer) and self.buffer[self.place] in _SPACE:
-                self.place += 1
+            self.place = _BLANK.match(self.buffer, self.place).end()
             if self.place < len(self.buffer):
                 return self.buffer[self.place]
             if self.ended:

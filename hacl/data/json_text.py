@@ -56,16 +56,12 @@ def check_value(value: Any, text: str) -> None:
 
 
 def _depth(value: Any) -> int:
+    """Lists and objects within each other, at most one more than `DEEPEST`."""
     depth, level = 0, [value]
-    while level and depth <= DEEPEST:
+    while depth <= DEEPEST and (level := [inner for inner in level if isinstance(inner, (list, dict))]):
         depth += 1
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (list, dict))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return depth - 1
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
