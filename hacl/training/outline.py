@@ -45,7 +45,7 @@ def build_backbone(config: Config, *, masters: bool, dtype: torch.dtype | None =
 
     settings = read_model_config(config.model)
     backbone = AutoModelForImageTextToText.from_config(
-        settings, attn_implementation=config.model.attn_implementation, dtype=dtype or build.DTYPES[config.model.dtype]
+        settings, attn_implementation=config.model.tower_attention, dtype=dtype or build.DTYPES[config.model.dtype]
     )
     return build.select_trainable(backbone, config.model, masters=masters)
 
