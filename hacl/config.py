@@ -149,6 +149,10 @@ class TrainConfig:
     offload_optimizer: bool = setting(False, "ZeRO 1-3: keep optimizer state in CPU memory")
     bf16: bool = setting(False, "bf16 forward and backward, fp32 master weights")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
+    compile: bool = setting(False, "compile the decoder blocks with torch.compile, once per shape of the rows")
+    length_multiple: int = setting(
+        1, "row lengths are rounded up to it, so that few shapes occur; 64 or 128 with compile"
+    )
     warmup: float = setting(0.03, "warm-up: fraction of the steps if below 1, else a number of steps")
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = setting(
         "cosine", "learning-rate schedule; constant has no warm-up"

@@ -100,6 +100,7 @@ AT_LEAST_ONE = {
         "per_device_eval_batch_size",
         "gradient_accumulation_steps",
         "grad_cache_chunk",
+        "length_multiple",
         "save_total_limit",
     ),
     "log": ("steps", "sample_count", "sample_max_new_tokens", "diagnostic_count"),
@@ -227,6 +228,20 @@ RULES: list[Rule] = [
         lambda c: c.objective.lm_loss in ("chunked", "liger") and _stage(c) == 3,
         "objective.lm_loss=chunked and liger do not work with ZeRO-3, which gathers the LM head once per call and on "
         "all ranks together; use objective.lm_loss=auto (plain there) or ZeRO-2",
+    ),
+    (
+        lambda c: c.train.compile and c.train.length_multiple < 16,
+        "train.compile makes code for every length of the rows; let few occur with train.length_multiple=64 or 128",
+    ),
+    (
+        lambda c: c.train.compile and _stage(c) == 3,
+        "train.compile does not work with ZeRO-3, whose hooks gather the weights inside the blocks; use "
+        "train.deepspeed: 2 or train.compile=false",
+    ),
+    (
+        lambda c: c.train.compile and c.model.attn_implementation in ("segments", "flash_attention_2"),
+        "train.compile needs shapes that repeat, and model.attn_implementation=segments and flash_attention_2 take "
+        "the lengths of each batch; use auto, sdpa or flex_attention",
     ),
     (
         lambda c: (

@@ -115,8 +115,8 @@ class Layout:
         """The batch but for images and cached text; see `PackedCollator.__call__`."""
         objective, per_image = self.objective, self.encoder.num_image_tokens
         trees = [merge_prefixes([self.sequences[index] for index in tree]) for tree in self.trees]
-        corners, rows, columns = pack_tightly([len(tree) for tree in trees], share_rows=share_rows)
-        tokens = -(-columns // multiple) * multiple
+        lengths = [len(tree) for tree in trees]
+        corners, rows, tokens = pack_tightly(lengths, share_rows=share_rows, multiple=multiple)
         batch = self._rows(trees, corners, (rows, tokens), pad_id)
         paths = {
             index: path

@@ -90,16 +90,18 @@ def pack_rows(lengths: list[int], capacity: int, *, share_rows: bool = True) -> 
     return places, len(used)
 
 
-def pack_tightly(lengths: list[int], *, share_rows: bool = True) -> tuple[list[tuple[int, int]], int, int]:
+def pack_tightly(
+    lengths: list[int], *, share_rows: bool = True, multiple: int = 1
+) -> tuple[list[tuple[int, int]], int, int]:
     """Pack with the row width that leaves the least padding, out of a few.
 
     Widths tried: that of the longest sequence (short ones fill rows of their own), and the average row when every long
     sequence (over half the longest) has a row and the short ones ride beside them, with and without room for one more.
-    Returns places (row, start column), the number of rows and the number of columns in use; no sequences take one row
-    of one column, so that a batch of no samples runs the model too.
+    Returns places (row, start column), the number of rows and the number of columns in use, rounded up to `multiple`;
+    no sequences take one row of the fewest columns, so that a batch of no samples runs the model too.
     """
     if not lengths:
-        return [], 1, 1
+        return [], 1, multiple
     longest = max(lengths)
     widths = [longest]
     short = [length for length in lengths if 2 * length <= longest]
@@ -107,9 +109,14 @@ def pack_tightly(lengths: list[int], *, share_rows: bool = True) -> tuple[list[t
         beside = -(-sum(lengths) // (len(lengths) - len(short)))
         widths += [beside, beside + sum(short) // len(short)]
     best = None
-    for width in sorted({max(longest, width) for width in widths}):
+    for width in sorted({_rounded(max(longest, width), multiple) for width in widths}):
         places, rows = pack_rows(lengths, width, share_rows=share_rows)
-        columns = max(column + length for (_, column), length in zip(places, lengths, strict=True))
+        used = max(column + length for (_, column), length in zip(places, lengths, strict=True))
+        columns = _rounded(used, multiple)
         if best is None or rows * columns < best[1] * best[2]:
             best = places, rows, columns
     return best
+
+
+def _rounded(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -11,6 +11,8 @@ from hacl.models.adapters import Adapter
 from hacl.models.exactness import check_decoder
 from hacl.training.label_loss import check_loss
 
+SHAPES = 64  # shapes of rows that blocks are compiled for; further ones run uncompiled, with a warning of torch
+
 
 def prepare(adapter: Adapter, config: Config) -> None:
     """Check the decoder of an adapter against the objective's form, then choose how it attends.
@@ -23,9 +25,27 @@ def prepare(adapter: Adapter, config: Config) -> None:
     check_decoder(adapter.decoder.config, longest=longest, trees=trees, family=family)
     check_loss(config.objective.lm_loss)
     attention.set_attention(adapter.decoder, implementation(config))
+    if config.train.compile:
+        compile_blocks(adapter)
+
+
+def compile_blocks(adapter: Adapter, backend: str = "inductor") -> None:
+    """Compile every decoder block for the shapes it is called with, in place: names of parameters do not change.
+
+    Blocks share their code, so there is one graph per shape of the rows (and per mode: training, validation, the first
+    pass of GradCache) and not per block.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    for block in adapter.blocks:
+        block.compile(backend=backend, dynamic=False)
 
 
 def implementation(config: Config) -> str:
     """The attention of the decoder in a run of `config` on this machine."""
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
-    return attention.resolve(config.model.attn_implementation, trees=makes_trees(config.objective), dtype=dtype)
+    return attention.resolve(
+        config.model.attn_implementation,
+        trees=makes_trees(config.objective),
+        dtype=dtype,
+        compiled=config.train.compile,
+    )

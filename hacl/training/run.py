@@ -162,7 +162,11 @@ def build_trainer(config: Config) -> HaclTrainer:
     train_set = build_train_set(config, inputs, pixels=pixels)
     eval_set = build_dataset(config, inputs, inputs.eval_records, pixels=pixels) if inputs.eval_records else None
     collator = PackedCollator(
-        inputs.encoder, config.objective, text_states=stores.texts, image_features=stores.features
+        inputs.encoder,
+        config.objective,
+        text_states=stores.texts,
+        image_features=stores.features,
+        pad_to_multiple=config.train.length_multiple,
     )
     collator = CountingCollator(collator)
     lengths = modality = None
