@@ -11,10 +11,12 @@ labels of texts, X columns of any kind.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hacl.losses.checks import check_options, check_shapes
 from hacl.losses.gather import Gather
@@ -23,6 +25,7 @@ from hacl.losses.queue import Queued
 from hacl.losses.union_batch import UnionBatch, union_batch
 
 Report = dict[str, tuple[Tensor, Tensor]]
+LOGITS = 2**23  # of a block of anchors; a block takes a dozen such matrices, some 400 MB in fp32
 
 
 def contrastive_loss(
@@ -105,26 +108,23 @@ def contrastive_loss(
             caption_keys_BC, hallucinated_keys_BK, mask_false_negatives, hard_scope == "global", gather, queue,
         )  # fmt: skip
         scale = log_inverse_temperature.to(batch.image_BP.dtype).exp()
-        said_BM = batch.captions_of_images()
-        said_BL = listed_labels(said_BM, batch.text_label_M, batch.num_texts + 1)
-        i2t_B, is_i2t_B, report = _image_to_text(
-            batch,
-            batch.fresh_captions(said_BM),
-            said_BL,
-            scale,
-            hard_scope,
-            positives,
-            exclude_other_positives,
-            hard_weight,
-            hard_margin,
-        )
-        t2i_A, is_t2i_A, t2i_report = _text_to_image(batch, scale, positives, exclude_other_positives)
+
+        def images(rows: slice) -> tuple[Tensor, ...]:
+            return _image_to_text(
+                batch, rows, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin
+            )
+
+        def captions(rows: slice) -> tuple[Tensor, ...]:
+            return _text_to_image(batch, rows, scale, positives, exclude_other_positives)
+
+        columns = len(batch.caption_MP) + (0 if batch.hallucinated_HP is None else len(batch.hallucinated_HP))
+        i2t_B, is_i2t_B, is_own_BK, report = _in_blocks(images, len(batch.image_BP), columns)
+        t2i_A, is_t2i_A, t2i_report = _in_blocks(captions, batch.is_caption_BC.numel(), len(batch.image_NP))
         report |= t2i_report
         terms = [("i2t", 0.5, i2t_B, is_i2t_B), ("t2i", 0.5, t2i_A, is_t2i_A)]
 
         own_BC = torch.einsum("bp,bcp->bc", batch.image_BP, batch.caption_BCP)
         own_BK = torch.einsum("bp,bkp->bk", batch.image_BP, batch.hallucinated_BKP)
-        is_own_BK = batch.is_hallucinated_BK & batch.is_image_B[:, None] & ~said_BL.gather(1, batch.own_label_BK)
         gap_BCK = own_BC[:, :, None] - own_BK[:, None, :]
         is_gap_BCK = batch.is_caption_BC[:, :, None] & is_own_BK[:, None, :]
         report["hard_similarity"] = _sum_and_count(own_BK, is_own_BK)
@@ -143,30 +143,43 @@ def contrastive_loss(
     return loss, report
 
 
-def _image_to_text(
-    batch: UnionBatch,
-    positive_BM,
-    said_BL,
-    scale,
-    hard_scope,
-    positives,
-    exclude_other_positives,
-    hard_weight,
-    hard_margin,
-):
-    """said_BL: which texts, by label, are captions of each image; no column of such a text is a negative."""
-    is_image_B1 = batch.is_image_B[:, None]
-    negative_BM = ~said_BL[:, batch.text_label_M] & batch.is_caption_M & is_image_B1
-    similarity_BM = batch.image_BP @ batch.caption_MP.T
+def _in_blocks(block: Callable[[slice], tuple], anchors: int, columns: int) -> tuple:
+    """What `block` returns for all anchors, from blocks of them of at most `LOGITS` logits; reports are added up.
 
+    Losses of anchors do not depend on each other. Where there is more than one block its matrices are made again in the
+    backward pass, so memory is that of one block, and linear in the number of samples.
+    """
+    size = max(1, LOGITS // max(1, columns))
+    blocks = [slice(start, min(start + size, anchors)) for start in range(0, max(1, anchors), size)]
+    if len(blocks) == 1:
+        return block(blocks[0])
+    found = [checkpoint(block, rows, use_reentrant=False, preserve_rng_state=False) for rows in blocks]
+    *tensors, reports = zip(*found, strict=True)
+    report = {name: tuple(map(sum, zip(*(part[name] for part in reports), strict=True))) for name in reports[0]}
+    return *(torch.cat(parts) for parts in tensors), report
+
+
+def _image_to_text(
+    batch: UnionBatch, rows: slice, scale, hard_scope, positives, exclude_other_positives, hard_weight, hard_margin
+):
+    """Of the images in `rows`: loss, whether an anchor, which own hallucinated captions are hard negatives, report."""
+    image_BP, is_image_B1 = batch.image_BP[rows], batch.is_image_B[rows, None]
+    said_BM = batch.captions_of_images(rows)
+    # by label, the texts that are captions of each image: no column of such a text is a negative
+    said_BL = listed_labels(said_BM, batch.text_label_M, batch.num_texts + 1)
+    positive_BM = batch.fresh_captions(said_BM)
+    negative_BM = ~said_BL[:, batch.text_label_M] & batch.is_caption_M & is_image_B1
+    similarity_BM = image_BP @ batch.caption_MP.T
+
+    own_BKP, own_label_BK = batch.hallucinated_BKP[rows], batch.own_label_BK[rows]
+    is_own_BK = batch.is_hallucinated_BK[rows] & is_image_B1 & ~said_BL.gather(1, own_label_BK)
     if hard_scope == "own":
-        similarity_BH = torch.einsum("bp,bkp->bk", batch.image_BP, batch.hallucinated_BKP)
-        hard_BH = batch.is_hallucinated_BK & is_image_B1 & ~said_BL.gather(1, batch.own_label_BK)
+        similarity_BH, hard_BH = torch.einsum("bp,bkp->bk", image_BP, own_BKP), is_own_BK
     else:
         everyone = hard_scope == "global"
         hallucinated_HP = batch.hallucinated_HP if everyone else batch.hallucinated_BKP.flatten(0, 1)
         is_hallucinated_H = batch.is_hallucinated_H if everyone else batch.is_hallucinated_BK.flatten()
-        similarity_BH = batch.image_BP @ hallucinated_HP.T
+        similarity_BH = image_BP @ hallucinated_HP.T
         label_H = batch.hallucinated_label_H if everyone else batch.own_label_BK.flatten()
         hard_BH = is_hallucinated_H & is_image_B1 & ~said_BL[:, label_H]
     if hard_weight == 0:
@@ -177,19 +190,20 @@ def _image_to_text(
     negative_BX = torch.cat([negative_BM, hard_BH], dim=1)
     logit_BX = torch.cat([similarity_BM * scale, hard_logit_BH], dim=1)
     loss_B, is_anchor_B = info_nce(logit_BX, positive_BX, negative_BX, positives, exclude_other_positives)
-    similarity_BX = torch.cat([similarity_BM, similarity_BH], dim=1)
+    similarity_BX = torch.cat([similarity_BM.detach(), similarity_BH.detach()], dim=1)
     report = {
         "i2t_top1": _sum_and_count(first_is_positive(similarity_BX, positive_BX, negative_BX), is_anchor_B),
         "positive_similarity": _sum_and_count(similarity_BM, positive_BM),
         "negative_similarity": _sum_and_count(similarity_BM, negative_BM),
         "effective_negatives": _sum_and_count(negative_BX.sum(1), is_anchor_B),
     }
-    return loss_B, is_anchor_B, report
+    return loss_B, is_anchor_B, is_own_BK, report
 
 
-def _text_to_image(batch: UnionBatch, scale, positives, exclude_other_positives):
-    B, C = batch.is_caption_BC.shape
-    anchors = slice(batch.first * C, (batch.first + B) * C)
+def _text_to_image(batch: UnionBatch, rows: slice, scale, positives, exclude_other_positives):
+    """Of this rank's captions in `rows` (flat): loss, whether an anchor, report."""
+    first = batch.first * batch.is_caption_BC.shape[1]
+    anchors = slice(first + rows.start, first + rows.stop)
     image_label_M = batch.image_label_M
     is_caption_A1 = batch.is_caption_M[anchors, None]
     same_text_AM = (batch.text_label_M[anchors, None] == batch.text_label_M) & batch.is_caption_M & is_caption_A1
@@ -197,9 +211,9 @@ def _text_to_image(batch: UnionBatch, scale, positives, exclude_other_positives)
     same_image_AN = image_label_M[anchors, None] == batch.image_label_N
     positive_AN = batch.fresh_images(same_image_AN & batch.is_image_N & is_caption_A1)
     negative_AN = ~described_AN & batch.is_image_N & is_caption_A1
-    similarity_AN = batch.caption_BCP.flatten(0, 1) @ batch.image_NP.T
+    similarity_AN = batch.caption_BCP.flatten(0, 1)[rows] @ batch.image_NP.T
     loss_A, is_anchor_A = info_nce(similarity_AN * scale, positive_AN, negative_AN, positives, exclude_other_positives)
-    top1_A = first_is_positive(similarity_AN, positive_AN, negative_AN)
+    top1_A = first_is_positive(similarity_AN.detach(), positive_AN, negative_AN)
     return loss_A, is_anchor_A, {"t2i_top1": _sum_and_count(top1_A, is_anchor_A)}
 
 

@@ -20,18 +20,18 @@ def info_nce(
     have a finite value and gradient.
     """
     left_out = torch.finfo(logit_AX.dtype).min / 4
-    is_anchor_A = positive_AX.any(1)
-    positive_logit_AX = logit_AX.masked_fill(~positive_AX, left_out)
+    is_anchor_A, count_A = positive_AX.any(1), positive_AX.sum(1).clamp_min(1)
     if positives == "mean_log" and exclude_other_positives:
         log_negatives_A = logit_AX.masked_fill(~negative_AX, left_out).logsumexp(1)
+        positive_logit_AX = logit_AX.masked_fill(~positive_AX, left_out)
         log_all_AX = torch.logaddexp(positive_logit_AX, log_negatives_A[:, None])
+        loss_A = torch.where(positive_AX, log_all_AX - logit_AX, 0).sum(1) / count_A
     else:
-        log_all_AX = logit_AX.masked_fill(~(positive_AX | negative_AX), left_out).logsumexp(1, keepdim=True)
-    if positives == "log_sum":
-        loss_A = log_all_AX[:, 0] - positive_logit_AX.logsumexp(1)
-    else:
-        loss_AX = torch.where(positive_AX, log_all_AX - logit_AX, 0)
-        loss_A = loss_AX.sum(1) / positive_AX.sum(1).clamp_min(1)
+        log_all_A = logit_AX.masked_fill(~(positive_AX | negative_AX), left_out).logsumexp(1)
+        if positives == "log_sum":
+            loss_A = log_all_A - logit_AX.masked_fill(~positive_AX, left_out).logsumexp(1)
+        else:
+            loss_A = log_all_A - logit_AX.masked_fill(~positive_AX, 0).sum(1) / count_A
     return torch.where(is_anchor_A, loss_A, 0), is_anchor_A
 
 

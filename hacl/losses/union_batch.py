@@ -42,10 +42,10 @@ class UnionBatch:
     num_images: int  # entries of the union batch; those after them are of the queue
     num_captions: int
 
-    def captions_of_images(self) -> Tensor:
-        """(B, M): which captions, of the queue too, are of each image of this rank."""
-        image_label_B = self.image_label_N[self.first : self.first + len(self.image_BP)]
-        return (image_label_B[:, None] == self.image_label_M) & self.is_caption_M & self.is_image_B[:, None]
+    def captions_of_images(self, rows: slice) -> Tensor:
+        """(B, M): which captions, of the queue too, are of each of these images of this rank."""
+        image_label_B = self.image_label_N[self.first : self.first + len(self.image_BP)][rows]
+        return (image_label_B[:, None] == self.image_label_M) & self.is_caption_M & self.is_image_B[rows, None]
 
     def fresh_captions(self, entries_BM: Tensor) -> Tensor:
         """The same without the entries of the queue."""

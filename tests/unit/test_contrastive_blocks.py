@@ -1,0 +1,54 @@
+"""The contrastive loss in blocks of anchors is the loss at once, in memory that does not grow with their product."""
+
+import pytest
+import torch
+
+from hacl.losses import contrastive
+from hacl.losses.queue import FeatureQueue
+from tests.reference.contrastive_batch import FEATURES, drop_some, random_batch
+from tests.unit.test_contrastive import OPTIONS, assert_same, both, labels, loss_and_report, with_gradients
+
+SCOPES = ("own", "local", "global")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("logits", [1, 40, 100], ids=["one anchor", "ragged", "two blocks"])
+def test_blocks_of_any_size_equal_the_loop(monkeypatch, options, logits):
+    monkeypatch.setattr(contrastive, "LOGITS", logits)
+    for seed, scope in enumerate(SCOPES):
+        batch = drop_some(random_batch(seed, B=7, C=2, K=2, images=5, texts=8), seed, share=0.2)
+        assert_same(*both(batch, hard_scope=scope, **options))
+
+
+def test_a_queue_is_met_by_every_block(monkeypatch):
+    past, batch = (random_batch(seed, B=6, K=2, images=5, texts=8) for seed in (0, 1))
+    queue = FeatureQueue(4)
+    queue.push(*(past[name] for name in FEATURES), **labels(past))
+    found = []
+    for logits in (2**20, 15):
+        monkeypatch.setattr(contrastive, "LOGITS", logits)
+        leaves = with_gradients(batch)
+        loss, report = loss_and_report(leaves, queue=queue.read(), hard_scope="global")
+        loss.backward()
+        report = {name: (float(total), int(count)) for name, (total, count) in report.items()}
+        found.append((loss.detach(), report, [leaves[name].grad for name in FEATURES]))
+    found[1] = found[1][0], {name: torch.tensor(pair) for name, pair in found[1][1].items()}, found[1][2]
+    assert_same(found[1], found[0])
+
+
+def test_nothing_is_kept_that_has_a_number_for_every_pair(monkeypatch):
+    batch, kept = with_gradients(random_batch(0, B=40, K=1)), []
+    for logits, is_whole in ((2**20, True), (200, False)):
+        monkeypatch.setattr(contrastive, "LOGITS", logits)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            loss_and_report(batch)[0].backward()
+        assert (max(kept) >= 40 * 40) == is_whole and max(kept) > 0
+
+
+def test_without_gradients_blocks_give_the_same(monkeypatch):
+    batch = random_batch(0, B=9, K=2)
+    with torch.no_grad():
+        expected = loss_and_report(batch)[0]
+        monkeypatch.setattr(contrastive, "LOGITS", 20)
+        torch.testing.assert_close(loss_and_report(batch)[0], expected)
