@@ -20,7 +20,7 @@ VISION = {
 }
 
 
-def extended_tokenizer(names: Mapping[str, str], others: Iterable[str] = ()):
+def extended_tokenizer(names: Mapping[str, str], others: Iterable[str] = (), padding_side: str = "left"):
     """The tiny word-level tokenizer whose attribute `name` is the special token `names[name]`; `others` have no name.
 
     No attribute `image_token` is left unless `names` gives one: the BLIP processors then choose another path.
@@ -35,7 +35,7 @@ def extended_tokenizer(names: Mapping[str, str], others: Iterable[str] = ()):
         eos_token="</s>",
         unk_token="<unk>",
         extra_special_tokens=dict(names),
-        padding_side="left",
+        padding_side=padding_side,
         model_input_names=["input_ids", "attention_mask"],
     )
     if others := list(others):

@@ -17,7 +17,7 @@ class Facts:
 
     vision, connector: paths of the towers, and of what turns their features into decoder embeddings; decoder: the stack
     that takes `inputs_embeds` (its blocks and last norm are `decoder.layers` and `decoder.<norm>`); parameters: names
-    of parameters outside all of these; unused: parameters, by the beginning of their names, that the loss does not reach.
+    of parameters outside all of these; unused: beginnings of the names of parameters that the loss does not reach.
     tensors: what the processor returns beside `input_ids` and `attention_mask`; mark: what the user's text holds for an
     image; around: tokens before and after the first run of image tokens; tokens: image tokens of an image of each of
     `SHAPES`, in pixels (width, height).
@@ -30,6 +30,7 @@ class Facts:
     embed_scale: factor of the input embeddings, in the tiny model; image tokens are never scaled.
     deepstack: tower features added after that many of the first blocks; adds_features: features are added to the
     embedding of the image token; features_read_text: the image's features depend on the prompt.
+    text_alone: the model takes a text without an image; training_needs: inputs without which it refuses to train.
     head_lacks: number of last ids that have an embedding and no logit; tied: output embedding is the input one.
     batch_differs: why a row of a left-padded batch is not what it is alone, in the stock forward pass.
     """
@@ -61,6 +62,8 @@ class Facts:
     deepstack: int = 0
     adds_features: bool = False
     features_read_text: bool = False
+    text_alone: bool = True
+    training_needs: str = ""
     head_lacks: int = 0
     tied: bool = False
     batch_differs: str = ""
@@ -131,12 +134,13 @@ FACTS = {
         tokens=(88, 52),
         features="list",
     ),
-    "fast_vlm": Facts("fast_vlm", tokens=(4, 4)),
-    "blip_2": Facts("blip-2", **QFORMER, batch_differs=IMAGE_GAP),
+    "fast_vlm": Facts("fast_vlm", tokens=(4, 4), unused=("model.vision_tower.timm_model.head.norm.",)),
+    "blip_2": Facts("blip-2", **QFORMER, text_alone=False, batch_differs=IMAGE_GAP),
     "blip_2_opt": Facts(
         "blip-2",
         **{**QFORMER, "decoder": "language_model.model.decoder"},
         norm="final_layer_norm",
+        text_alone=False,
         rotary="learned",
     ),
     "instructblip": Facts(
@@ -144,7 +148,9 @@ FACTS = {
         **QFORMER,
         tensors=frozenset({"pixel_values", "qformer_input_ids", "qformer_attention_mask"}),
         features_read_text=True,
-        batch_differs=IMAGE_GAP,
+        text_alone=False,
+        unused=("qformer.encoder.layer.1.intermediate.", "qformer.encoder.layer.1.output."),
+        batch_differs=f"{IMAGE_GAP}; the Q-Former's text is padded on the decoder's side and its positions count that",
     ),
     "idefics2": Facts(
         "idefics2", **IDEFICS, around=("<fake_token_around_image>", "<fake_token_around_image>"), tokens=(4, 4)
@@ -176,6 +182,7 @@ FACTS = {
         image_sees_image=True,
         images_share=True,
         adds_features=True,
+        training_needs="mm_token_type_ids",
         head_lacks=10,
     ),
     "gemma3": Facts(
@@ -185,6 +192,7 @@ FACTS = {
         mark="<start_of_image>",
         around=("<start_of_image>", "<end_of_image>"),
         tokens=(4, 4),
+        training_needs="token_type_ids",
         layer_types=("sliding_attention", "full_attention", "sliding_attention"),
         image_sees_image=True,
         embed_scale=32**0.5,
@@ -204,8 +212,12 @@ FACTS = {
     "deepseek_vl": Facts("deepseek_vl", **DEEPSEEK),
     "deepseek_vl_hybrid": Facts(
         "deepseek_vl_hybrid",
-        **{**DEEPSEEK, "vision": ("model.vision_model", "model.high_res_vision_model")},
-        parameters=("model.high_res_vision_alpha", "model.high_res_vision_neck.", "model.high_res_vision_proj."),
+        **{
+            **DEEPSEEK,
+            "vision": ("model.vision_model", "model.high_res_vision_model"),
+            "connector": ("model.aligner", "model.high_res_vision_neck", "model.high_res_vision_proj"),
+        },
+        parameters=("model.high_res_vision_alpha",),
         tensors=frozenset({"pixel_values", "high_res_pixel_values"}),
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.families.common import VISION, chat_template, extended_tokenizer, save, text_config
+from tests.families.common import SPREAD, VISION, chat_template, extended_tokenizer, save, text_config
 
 NAMES = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
 WINDOW = 8
@@ -18,7 +18,8 @@ def build(name: str, folder: str | Path, seed: int = 0) -> Path:
 
 
 def _gemma3():
-    """Four tokens an image; blocks sliding, full, sliding with a window of eight tokens."""
+    """Four tokens an image; blocks sliding, full, sliding, of eight tokens. The stock projection starts at zero."""
+    import torch
     from transformers import (
         Gemma3Config,
         Gemma3ForConditionalGeneration,
@@ -51,7 +52,10 @@ def _gemma3():
         image_seq_length=4,
         chat_template=chat_template(NAMES["boi_token"]),
     )
-    return Gemma3ForConditionalGeneration(config), processor
+    model = Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=SPREAD)
+    return model, processor
 
 
 def _paligemma():

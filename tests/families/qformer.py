@@ -18,7 +18,10 @@ QUERIES = 4
 
 
 def build(name: str, folder: str | Path, seed: int = 0) -> Path:
-    """Four query tokens; the processors take no chat template, so the tokenizer has it, without a mark for an image."""
+    """Four query tokens, which start at zero in the stock class and at random here.
+
+    The processors take no chat template: the tokenizer has it, without a mark for an image.
+    """
     import torch
     from transformers import (
         Blip2Config,
@@ -45,7 +48,7 @@ def build(name: str, folder: str | Path, seed: int = 0) -> Path:
         processor = InstructBlipProcessor(
             image_processor=images,
             tokenizer=tokenizer,
-            qformer_tokenizer=extended_tokenizer({}),
+            qformer_tokenizer=extended_tokenizer({}, padding_side="right"),
             num_query_tokens=QUERIES,
         )
         config = InstructBlipConfig(text_config=LlamaConfig(**text_config(tokenizer)), **parts)
