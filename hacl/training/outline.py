@@ -10,7 +10,7 @@ from torch import nn
 
 from hacl.config import Config, ModelConfig
 from hacl.models.adapters import Adapter
-from hacl.training import build
+from hacl.training import build, kernels
 from hacl.training.flops import Execution, StepCost, step_cost
 from hacl.training.hardware import peak_tflops
 from hacl.training.metrics import Utilisation
@@ -86,7 +86,7 @@ def image_shape(processor: Any) -> tuple[int, ...]:
 
 def execution(config: Config) -> Execution:
     """How the steps of a run are executed."""
-    kernel = config.model.attn_implementation
+    kernel = kernels.implementation(config)
     pairs = {"eager": "dense_pairs", "sdpa": "masked_pairs"}.get(kernel, "packed_pairs")
     train = config.train
     return Execution(pairs, kernel != "eager", train.gradient_checkpointing, train.grad_cache)
