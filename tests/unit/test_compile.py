@@ -10,8 +10,11 @@ from hacl.config_io import ConfigError
 from hacl.data.collate import PackedCollator
 from hacl.data.packing import pack_tightly
 from hacl.models import attention
+from hacl.training import build as build_backbone
+from hacl.training import run
 from hacl.training.kernels import compile_blocks, implementation
 from hacl.training.objective import HaclModel
+from tests.tiny import write_tiny_records
 from tests.unit.test_attention import FORMS, assert_equal_steps, step, taken
 from tests.unit.test_forms import encoder_of
 from tests.unit.test_packed_step import build, make_records
@@ -99,6 +102,32 @@ def test_rounding_up_uses_the_room_it_makes(seed):
 def test_what_cannot_be_compiled_is_refused(settings, reason):
     with pytest.raises(ConfigError, match=reason):
         load_config(None, ["train.compile=true", *settings])
+
+
+def test_a_run_gets_the_attention_and_the_blocks_that_it_asks_for(tiny_llava, tmp_path):
+    path = write_tiny_records(tmp_path, 2)
+    settings = [f"model.path={tiny_llava}", f"data.path={path}"]
+    asked = {
+        "segments": [],
+        "eager": ["model.attn_implementation=eager"],
+        "sdpa": ["train.compile=true", "train.length_multiple=64"],
+    }
+    for name, overrides in asked.items():
+        if name == "segments" and torch.cuda.is_available():
+            continue
+        config = load_config(None, [*settings, *overrides])
+        model = run.build_model(config, run.read_inputs(config))
+        assert model.adapter.decoder.config._attn_implementation == name
+        assert model.adapter.vision_tower.config._attn_implementation == ("eager" if name == "eager" else "sdpa")
+        assert all((block._compiled_call_impl is not None) == config.train.compile for block in model.adapter.blocks)
+
+
+def test_a_decoder_that_looks_back_less_far_than_a_sequence_is_long_stops_the_run(tiny_llava, tmp_path):
+    config = load_config(None, [f"model.path={tiny_llava}", f"data.path={write_tiny_records(tmp_path, 2)}"])
+    backbone = build_backbone.load_backbone(config.model)
+    backbone.model.language_model.config.sliding_window = 100
+    with pytest.raises(ValueError, match="set data.max_length to 99"):
+        run.build_model(config, run.read_inputs(config), backbone=backbone)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto chooses by device")

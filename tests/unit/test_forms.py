@@ -59,6 +59,9 @@ def test_the_eos_branch_equals_a_separate_pass_over_prefix_image_and_eos(tiny_mo
 
 def test_nothing_later_sees_the_eos_and_its_position_is_the_next_one(tiny_llava, tmp_path):
     model, samples, batch = build(tiny_llava, tmp_path, make_records(tmp_path), form="eos_branch")
+    _, _, without = build(tiny_llava, tmp_path, make_records(tmp_path))
+    tokens = [int((rows["segment_ids"] > 0).sum()) for rows in (without, batch)]
+    assert tokens[1] == tokens[0] + len(samples), "a branch is one token"
     model.eval()
     states, _ = model.encode(batch)
     for sample, (row, column, _) in zip(samples, batch["image_read"].tolist(), strict=True):
