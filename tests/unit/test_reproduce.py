@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hacl.config import Config, load_config
+from hacl.models.adapters import FAMILIES
 from tests.unit.test_documents import commands_of, script_call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,7 @@ TABLES = {
     ],
 }
 NAMES = [name for names in TABLES.values() for name in names]
+GIVEN = ("runs/task_states",)  # the reader's own
 NEEDED = {  # what a setting cannot be without
     "objective.queue_hallucinated": ["objective.queue_size=8", "objective.hard_scope=global"],
     "train.grad_cache": ["train.gradient_accumulation_steps=2"],
@@ -106,6 +108,19 @@ class Parsed(Exception):
 
 def stop_after(parser: argparse.ArgumentParser, parse, *arguments, **options):
     raise Parsed(parse(parser, *arguments, **options))
+
+
+def parsed(script: str, words: tuple[str, ...]) -> argparse.Namespace:
+    """What the script makes of its arguments; nothing of it runs beyond that. SystemExit where it refuses them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("parse_args", "parse_intermixed_args"):
+            parse = getattr(argparse.ArgumentParser, name)
+            patch.setattr(argparse.ArgumentParser, name, partialmethod(stop_after, parse))
+        patch.setattr(sys, "argv", [script, *words])
+        patch.syspath_prepend(str((ROOT / script).parent))
+        with pytest.raises(Parsed) as found:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    return found.value.args[0]
 
 
 CALLS = [
@@ -157,6 +172,11 @@ def test_every_number_of_another_model_stands_in_the_document_it_links_to():
         assert not unheld(line), f"{unheld(line)} stand in no file linked by {line!r}"
 
 
+def test_the_models_that_run_here_are_those_with_an_adapter():
+    line = re.search(r"^Adapters, .*? are there for (.*?)\.$", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    assert set(re.findall("`(.+?)`", line[1])) == set(FAMILIES), "bring the models of docs/reproduce.md up to date"
+
+
 def test_commands_call_nothing_but_scripts_of_this_project():
     assert len(CALLS) == len(commands_of(PAGE)) > 60
     missing = sorted({script for script, _ in CALLS if not (ROOT / script).is_file()})
@@ -164,20 +184,55 @@ def test_commands_call_nothing_but_scripts_of_this_project():
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]} {' '.join(call[1])}"[:90])
-def test_every_command_is_accepted_by_its_script(call, monkeypatch, capsys):
+def test_every_command_is_accepted_by_its_script(call, capsys):
     script, words = call
-    for name in ("parse_args", "parse_intermixed_args"):
-        parse = getattr(argparse.ArgumentParser, name)
-        monkeypatch.setattr(argparse.ArgumentParser, name, partialmethod(stop_after, parse))
-    monkeypatch.setattr(sys, "argv", [script, *words])
-    monkeypatch.syspath_prepend(str((ROOT / script).parent))
     try:
-        with pytest.raises(Parsed):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+        options = parsed(script, words)
     except SystemExit:
         pytest.fail(capsys.readouterr().err)
+    check_values(script, options)
     configs = [word for word in words if re.fullmatch(r"configs/\S+\.ya?ml", word)]
     assert all((ROOT / config).is_file() for config in configs), configs
+
+
+def check_values(script: str, options: argparse.Namespace) -> None:
+    """Raises ValueError for values that a script would refuse after its parser."""
+    from hacl.evaluation.runner.evaluate import check_benchmarks
+    from hacl.evaluation.scorers import scorer_class
+    from hacl.steering import flexac_presets
+    from hacl.steering.commands.fit import train_settings
+    from hacl.steering.extraction_states import POOLINGS
+    from hacl.steering.positions import PositionPolicy
+
+    command = getattr(options, "command", None)
+    if script == "scripts/evaluate.py" and options.benchmark:
+        check_benchmarks(options.benchmark.split(","))
+        for entry in options.option:
+            benchmark, _, option = entry.partition("=")[0].partition(".")
+            scorer_class(benchmark).check_options({option: None})
+    if script == "scripts/steer.py" and command == "fit":
+        train_settings(options)
+    if script == "scripts/steer.py" and command == "extract":
+        assert options.pooling in POOLINGS, options.pooling
+    if script == "scripts/steer.py" and command in ("flexac", "curve"):
+        flexac_presets.preset(options.preset)
+    for policy in [getattr(options, "policy", None), *(getattr(options, "policies", None) or [])]:
+        PositionPolicy.parse(policy or "all")
+
+
+def test_every_run_that_a_command_reads_is_written_by_an_earlier_one():
+    written: set[str] = set(GIVEN)
+    for script, words in CALLS:
+        after = [""] + list(words)
+        for flag, word in zip(after, after[1:], strict=False):
+            path = word.rpartition("=")[2]
+            if not path.startswith(("runs/", "exports/")):
+                continue
+            if flag in ("--out", "--output", "--json") or word.startswith("train.output_dir="):
+                written.add(path)
+            else:
+                known = any(path == there or path.startswith(there + "/") for there in written)
+                assert known, f"{script} reads {path}, which no command before it writes"
 
 
 TRAINING = [words for script, words in CALLS if script == "train.py"]
