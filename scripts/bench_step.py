@@ -1,17 +1,21 @@
-"""Cost of a HACL step beside plain fine-tuning and beside the four-call form, measured side by side in one run.
+"""Cost of a HACL step beside plain fine-tuning and beside the four-call form, measured in turn in one run.
 
-Variants of the same step on the same samples, run in turn, forward and backward:
-  sft        generation sequences alone, logits at label positions
-  packed     the training step of this project: one decoder call, captions packed beside the generation sequences
-  four_calls the released form of HACL: generation, image, caption and hallucinated-caption batches, each its own call,
-             logits at every position of the generation batch
+Variants of one step on the same samples, forward and backward (docs/performance.md says what they stand for):
+  sft            generation alone, logits at label positions
+  sft_plain      generation alone, logits at every position
+  packed         the step of this project: one decoder call, captions packed beside the generation sequences
+  four_calls     the released form: generation, image, caption and hallucinated captions each in a call of its own
+  stage1_sft     as sft, with the LLM frozen and the projector trained
+  stage1_cached  HACL with the LLM frozen and the states of texts cached, as stage 1 trains
 
-Example:
-  python scripts/bench_step.py --out bench_step.json
-  python scripts/bench_step.py --layers 4 --width 256 --image-tokens 144 --caption-tokens 20
+Every round runs them all, in an order drawn anew; ratios are taken within a round. The optimizer is left out unless
+--optimizer asks for it. Beside the clock stand the CPU time, the FLOPs that torch counts, and the least FLOPs of the
+cost model. The run ends with each target and whether it was met; --strict makes a missed one an error.
 
-The JSON has the median and the interquartile range of the seconds of each variant, the counted FLOPs, the ratios to
-`sft` (measured and by FLOPs), the hardware and the versions.
+Examples:
+  python scripts/bench_step.py --out benchmarks/step_cpu.json
+  python scripts/bench_step.py --layers 1 --width 256 --image-tokens 144 --rounds 3 --only sft packed
+  python scripts/bench_step.py --preset llava15_7b --device cuda --dtype bfloat16 --batch-size 8 --out step_gpu.json
 """
 
 from __future__ import annotations
@@ -19,248 +23,309 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
+import sys
 import time
 from pathlib import Path
+
+VARIANTS = ("sft", "sft_plain", "packed", "four_calls", "stage1_sft", "stage1_cached")
+RATIOS = {
+    "packed/sft": ("packed", "sft"),
+    "packed/sft_plain": ("packed", "sft_plain"),
+    "four_calls/sft": ("four_calls", "sft"),
+    "four_calls/packed": ("four_calls", "packed"),
+    "stage1_cached/stage1_sft": ("stage1_cached", "stage1_sft"),
+}
+DRAWS = 2000  # of the bootstrap
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=4, help="decoder blocks of the random model (default 4)")
-    parser.add_argument("--width", type=int, default=256, help="hidden size (default 256)")
-    parser.add_argument("--vocabulary", type=int, default=8192, help="vocabulary size (default 8192)")
-    parser.add_argument("--image-tokens", type=int, default=144, help="tokens per image, a square number (default 144)")
-    parser.add_argument("--caption-tokens", type=int, default=20, help="mean caption length (default 20)")
+    parser.add_argument("--preset", choices=["small", "llava15_7b"], default="small", help="sizes of the random model")
+    parser.add_argument("--layers", type=int, default=None, help="decoder blocks (small: 2)")
+    parser.add_argument("--width", type=int, default=None, help="hidden size, a multiple of 128 (small: 1024)")
+    parser.add_argument("--vocabulary", type=int, default=None, help="rows of the embedding (small: 2048)")
+    parser.add_argument("--image-tokens", type=int, default=576, help="tokens per image, a square number (default 576)")
+    parser.add_argument("--caption-tokens", type=int, default=40, help="tokens of a caption with BOS, EOS (default 40)")
+    parser.add_argument("--hallucinated-tokens", type=int, default=45, help="of a hallucinated one (default 45)")
     parser.add_argument("--hallucinated", type=int, default=1, help="hallucinated captions per image K (default 1)")
-    parser.add_argument("--batch-size", type=int, default=8, help="samples per step (default 8)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed rounds over all variants (default 7)")
+    parser.add_argument("--spread", type=float, default=0.0, help="share by which lengths vary (default 0)")
+    parser.add_argument("--batch-size", type=int, default=4, help="samples per step (default 4)")
+    parser.add_argument("--head", choices=["linear", "mlp", "none"], default="linear", help="contrastive heads")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants to run")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds over all variants (default 7)")
+    parser.add_argument("--attention", default="auto", help="as model.attn_implementation (default auto)")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument("--compile", action="store_true", help="compile the decoder blocks")
+    parser.add_argument("--optimizer", action="store_true", help="a step of AdamW (fused on a GPU) within the time")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--peak-tflops", type=float, default=None, help="of the device, for MFU (default: known GPUs)")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--out", type=Path, default=None, help="write the JSON here as well as to the screen")
     return parser.parse_args(argv)
 
 
-def build_backbone(arguments):
-    """A random LLaVA with a one-block tower, so that the decoder is what is measured."""
+def build_case(arguments: argparse.Namespace):
     import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from hacl.models.random_llava import PATCH, Size
+    from hacl.training.step_variants import Case
 
     side = round(arguments.image_tokens**0.5)
     if side * side != arguments.image_tokens:
         raise ValueError(f"--image-tokens {arguments.image_tokens} is not a square number")
-    torch.manual_seed(arguments.seed)
-    width = arguments.width
-    text = LlamaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=max(1, width // 64),
-        num_key_value_heads=max(1, width // 64),
-        tie_word_embeddings=False,
+    large = arguments.preset == "llava15_7b"
+    size = Size(
+        layers=arguments.layers or (32 if large else 2),
+        width=arguments.width or (4096 if large else 1024),
+        vocabulary=arguments.vocabulary or (32064 if large else 2048),
+        vision_layers=24 if large else 2,
+        vision_width=1024 if large else 64,
+        pixels=side * PATCH,
     )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        image_size=side * 8,
-        patch_size=8,
+    return Case(
+        size,
+        batch=arguments.batch_size,
+        caption=arguments.caption_tokens,
+        hallucinated=arguments.hallucinated_tokens,
+        count=arguments.hallucinated,
+        spread=arguments.spread,
+        head=arguments.head,
+        dtype=getattr(torch, arguments.dtype),
+        device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        attention=arguments.attention,
+        recompute=arguments.gradient_checkpointing,
+        compiled=arguments.compile,
+        seed=arguments.seed,
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=arguments.vocabulary - 1,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    return LlavaForConditionalGeneration(config)
 
 
-def draw_sequences(arguments):
-    """Token ids: image prefix, caption and K hallucinated captions per sample, lengths within 30 % of the mean."""
-    import random
+class Clock:
+    """Seconds by the clock, seconds of CPU, and GiB at the peak of the GPU (None on a CPU)."""
 
-    draw = random.Random(arguments.seed)
-    bos, eos, top = 1, 2, arguments.vocabulary - 2
+    def __init__(self, device: str):
+        self.on_gpu = device.startswith("cuda")
 
-    def caption() -> list[int]:
-        low, high = int(arguments.caption_tokens * 0.7), int(arguments.caption_tokens * 1.3)
-        return [draw.randint(3, top) for _ in range(draw.randint(max(1, low), max(2, high)))]
+    def time(self, call) -> tuple[float, float, float | None]:
+        self._wait()
+        if self.on_gpu:
+            self._cuda().reset_peak_memory_stats()
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        self._wait()
+        taken = time.perf_counter() - wall, time.process_time() - cpu
+        return (*taken, self._cuda().max_memory_allocated() / 2**30 if self.on_gpu else None)
 
-    samples = []
-    for _ in range(arguments.batch_size):
-        words = caption()
-        roots = [[bos, *words, eos]]
-        for _ in range(arguments.hallucinated):
-            edited = list(words)
-            edited[draw.randrange(len(edited))] = draw.randint(3, top)
-            roots.append([bos, *edited, eos])
-        samples.append(roots)
-    return samples
+    def _wait(self) -> None:
+        if self.on_gpu:
+            self._cuda().synchronize()
+
+    def _cuda(self):
+        import torch
+
+        return torch.cuda
 
 
-def build_variants(arguments, device):
-    """name -> function that runs forward and backward of one step."""
+def matmul_tflops(clock: Clock, case) -> float:
+    """What a large product of matrices reaches on this device in this dtype: the best of five."""
     import torch
-    from torch import nn
 
-    from hacl.config import ObjectiveConfig
-    from hacl.data.collate import PackedCollator
-    from hacl.data.dataset import Sample
-    from hacl.data.templates import EncodedSequence
-    from hacl.losses.contrastive import contrastive_loss
-    from hacl.losses.lm import token_losses
-    from hacl.training.objective import HaclModel
-
-    image_id, count = arguments.vocabulary - 1, arguments.image_tokens
-    roots = draw_sequences(arguments)
-
-    class Encoder:
-        num_image_tokens, eos = count, [2]
-        tokenizer = argparse.Namespace(pad_token_id=0, eos_token_id=2)
-
-        def root_span(self, ids, pool):
-            return len(ids) - 1, len(ids)
-
-    def samples(contrastive: bool) -> list[Sample]:
-        made = []
-        for index, (caption, *hallucinated) in enumerate(roots):
-            ids = [caption[0], *[image_id] * count, *caption[1:]]
-            labels = [False] * (count + 1) + [True] * (len(caption) - 1)
-            pixels = torch.randn(3, round(count**0.5) * 8, round(count**0.5) * 8)
-            sample = Sample(
-                index, str(index), ["-"], [pixels], EncodedSequence(ids, labels, [(1, count + 1)]), image_id=index
-            )
-            if contrastive:
-                sample.contrastive_image, sample.caption_roots = True, [caption]
-                sample.hallucinated_roots, sample.caption_keys = hallucinated, [index]
-                sample.hallucinated_types = [0] * len(hallucinated)
-            made.append(sample)
-        return made
-
-    def place(batch):
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-
-    backbone = build_backbone(arguments).to(device=device, dtype=getattr(torch, arguments.dtype))
-    objective = ObjectiveConfig(num_hallucinated=arguments.hallucinated)
-    packed = HaclModel(backbone, objective).to(device).train()
-    plain = HaclModel(backbone, ObjectiveConfig(contrastive_weight=0.0, num_hallucinated=0)).train()
-    packed_batch = place(PackedCollator(Encoder(), objective)(samples(True)))
-    plain_batch = place(PackedCollator(Encoder(), plain.objective)(samples(False)))
-
-    def step(model, batch):
-        model.zero_grad(set_to_none=True)
-        model(**batch).loss.backward()
-
-    text_batches = []
-    for kind in range(1 + arguments.hallucinated):
-        rows = [torch.tensor(sample[kind]) for sample in roots]
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        text_batches.append((nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), lengths))
-
-    def four_calls():
-        packed.zero_grad(set_to_none=True)
-        adapter, heads, size = packed.adapter, packed.heads, arguments.batch_size
-        batch = plain_batch
-        projected = adapter.project(adapter.vision_features(batch["pixel_values"]))
-        eos = adapter.embed(torch.full((size, 1), 2, device=device))
-        calls = [torch.cat([projected, eos], dim=1), *[adapter.embed(ids) for ids, _ in text_batches]]
-        ends = [torch.full((size,), count, device=device), *[lengths - 1 for _, lengths in text_batches]]
-        pooled = []
-        for embeds, end in zip(calls, ends, strict=True):
-            positions = torch.arange(embeds.shape[1], device=device).expand(size, -1)
-            states, _ = adapter.decode(embeds, None, positions)
-            pooled.append(states[torch.arange(size, device=device), end])
-        embeds = adapter.embed(batch["input_ids"])
-        is_image = (batch["image_source"] >= 0)[..., None]
-        flat = projected.flatten(0, 1)
-        embeds = torch.where(is_image, flat[batch["image_source"].clamp_min(0)], embeds)
-        states, _ = adapter.decode(embeds, None, batch["position_ids"])
-        logits = adapter.logits(states)
-        rows, columns = batch["label_read"].unbind(-1)
-        language = token_losses(logits[rows, columns], batch["label_target"]).mean()
-        table = packed_batch
-        contrastive, _ = contrastive_loss(
-            heads.project_image(pooled[0]),
-            heads.project_text(pooled[1])[:, None],
-            heads.project_text(torch.stack(pooled[2:], dim=1)),
-            heads.log_inverse_temperature(),
-            image_mask_B=table["image_valid"],
-            caption_mask_BC=table["caption_valid"],
-            hallucinated_mask_BK=table["hallucinated_valid"],
-            image_ids_B=table["image_ids"],
-            caption_keys_BC=table["caption_keys"],
-        )
-        (language + contrastive).backward()
-
-    return {
-        "sft": lambda: step(plain, plain_batch),
-        "packed": lambda: step(packed, packed_batch),
-        "four_calls": four_calls,
-    }
+    size = 8192 if clock.on_gpu else 1536
+    left, right = (torch.randn(size, size, device=case.device, dtype=case.dtype) for _ in range(2))
+    return 2 * size**3 / min(clock.time(lambda: left @ right)[0] for _ in range(5)) / 1e12
 
 
-def measure(arguments) -> dict:
+def measure(arguments: argparse.Namespace) -> dict:
     import torch
-    import transformers
-    from torch.utils.flop_counter import FlopCounterMode
+
+    from hacl.training.flops import counting
+    from hacl.training.step_variants import Variants
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    variants = build_variants(arguments, device)
-    flops = {}
-    for name, run in variants.items():
-        with FlopCounterMode(display=False) as counter:
-            run()
-        flops[name] = counter.get_total_flops()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(arguments.repeats):
-        for name, run in variants.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    rows = {}
-    for name, values in seconds.items():
-        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-        ratios = [value / base for value, base in zip(values, seconds["sft"], strict=True)]
-        rows[name] = {
-            "seconds_median": statistics.median(values),
-            "seconds_quartiles": [quartiles[0], quartiles[2]],
-            "flops": flops[name],
-            "ratio_to_sft": statistics.median(ratios),
-            "flop_ratio_to_sft": flops[name] / flops["sft"],
-        }
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    hardware = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+    case = build_case(arguments)
+    clock = Clock(case.device)
+    matmul = matmul_tflops(clock, case)
+    steps = Variants(case)
+    optimizer = None
+    if arguments.optimizer:
+        everything = [p for n, p in steps.packed.named_parameters() if "vision_tower" not in n]
+        optimizer = torch.optim.AdamW(everything, lr=1e-6, fused=clock.on_gpu)
+
+    def run(name: str) -> None:
+        steps.variants[name].loss().backward()
+        if optimizer is not None:
+            optimizer.step()
+
+    counted = {}
+    for name in arguments.only:  # the first call of each also warms it up
+        steps.select(name)
+        with counting() as counter:
+            run(name)
+        counted[name] = counter.get_total_flops()
+    times: dict[str, list] = {name: [] for name in arguments.only}
+    draw = random.Random(arguments.seed)
+    for _ in range(arguments.rounds):
+        for name in draw.sample(arguments.only, len(arguments.only)):
+            steps.select(name)
+            times[name].append(clock.time(lambda name=name: run(name)))
+    return {
+        "settings": settings_of(arguments, case, steps),
+        "hardware": hardware_of(case, matmul),
+        "versions": versions(),
+        "variants": {
+            name: {
+                "seconds": [wall for wall, _, _ in times[name]],
+                "cpu_seconds": [cpu for _, cpu, _ in times[name]],
+                "peak_gib": times[name][-1][2],
+                "counted_flops": counted[name],
+                "minimal_flops": steps.minimal(name),
+            }
+            for name in arguments.only
+        },
     }
-    versions = {name: module.__version__ for name, module in (("torch", torch), ("transformers", transformers))}
-    return {"settings": settings, "hardware": hardware, "versions": versions, "variants": rows}
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    result = measure(arguments)
-    print(f"{'variant':<12}{'median s':>10}{'GFLOP':>10}{'x sft (time)':>14}{'x sft (FLOP)':>14}")
+def settings_of(arguments: argparse.Namespace, case, steps) -> dict:
+    """What was asked for, and what it came to."""
+    given = {name: value for name, value in vars(arguments).items() if name not in ("out", "strict")}
+    given.update(device=case.device, layers=case.size.layers, width=case.size.width, vocabulary=case.size.vocabulary)
+    return {**given, "attention": steps.attention, "optimizer": bool(arguments.optimizer)}
+
+
+def hardware_of(case, matmul: float) -> dict:
+    import torch
+
+    name = platform.processor() or platform.machine()
+    if case.device.startswith("cuda"):
+        name = torch.cuda.get_device_name()
+    return {"device": name, "threads": torch.get_num_threads(), "matmul_tflops": matmul}
+
+
+def versions() -> dict:
+    import torch
+    import transformers
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+
+
+def summarise(result: dict, peak: float | None, seed: int) -> None:
+    """Add medians, ratios with intervals, utilisation and targets to what was measured."""
+    rows = result["variants"]
+    for row in rows.values():
+        row["seconds_median"] = statistics.median(row["seconds"])
+        row["of_matmul"] = row["minimal_flops"] / row["seconds_median"] / result["hardware"]["matmul_tflops"] / 1e12
+        if peak:
+            row["mfu"] = row["minimal_flops"] / row["seconds_median"] / peak / 1e12
+            row["hfu"] = row["counted_flops"] / row["seconds_median"] / peak / 1e12
+    result["ratios"] = {
+        name: {
+            "seconds": interval(rows[top]["seconds"], rows[bottom]["seconds"], seed),
+            "cpu_seconds": interval(rows[top]["cpu_seconds"], rows[bottom]["cpu_seconds"], seed),
+            "counted_flops": rows[top]["counted_flops"] / rows[bottom]["counted_flops"],
+            "minimal_flops": rows[top]["minimal_flops"] / rows[bottom]["minimal_flops"],
+        }
+        for name, (top, bottom) in RATIOS.items()
+        if top in rows and bottom in rows
+    }
+    result["targets"] = targets(result)
+
+
+def interval(top: list[float], bottom: list[float], seed: int) -> dict[str, float]:
+    """Median over rounds of the ratio within a round, and the bootstrap interval of that median (95 %)."""
+    ratios = [a / b for a, b in zip(top, bottom, strict=True)]
+    draw = random.Random(seed)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
+    return {
+        "median": statistics.median(ratios),
+        "low": medians[round(0.025 * (DRAWS - 1))],
+        "high": medians[round(0.975 * (DRAWS - 1))],
+    }
+
+
+def targets(result: dict) -> list[dict]:
+    """What a step is held to: each with its value, its bound and whether it is met."""
+    settings, ratios = result["settings"], result["ratios"]
+    found: list[dict] = []
+
+    def add(name: str, value: float, low: float, high: float) -> None:
+        found.append({"target": name, "value": value, "low": low, "high": high, "met": low <= value <= high})
+
+    if "packed/sft" in ratios:
+        packed = ratios["packed/sft"]
+        add("packed/sft, counted over least FLOPs", packed["counted_flops"] / packed["minimal_flops"], 0.95, 1.05)
+        lengths = tuple(settings[f"{name}_tokens"] for name in ("image", "caption", "hallucinated"))
+        if (*lengths, settings["hallucinated"]) == (576, 40, 45, 1):
+            add("packed/sft, counted FLOPs (1.14 at 7B)", packed["counted_flops"], 0.95 * 1.14, 1.05 * 1.14)
+            add("packed/sft, seconds", packed["seconds"]["median"], 0.0, 1.20)
+    on_gpu = settings["device"].startswith("cuda")
+    if "four_calls/packed" in ratios:
+        add(
+            "four_calls/packed, seconds", ratios["four_calls/packed"]["seconds"]["median"], 1.8 if on_gpu else 1.6, 99.0
+        )
+    if "stage1_cached/stage1_sft" in ratios:
+        add("stage1_cached/stage1_sft, seconds", ratios["stage1_cached/stage1_sft"]["seconds"]["median"], 0.0, 1.05)
+    packed_row = result["variants"].get("packed", {})
+    if "mfu" in packed_row and settings["preset"] == "llava15_7b" and not settings["gradient_checkpointing"]:
+        add("packed, MFU", packed_row["mfu"], 0.40, 1.0)
+    return found
+
+
+def show(result: dict) -> None:
+    settings, hardware = result["settings"], result["hardware"]
+    print(
+        f"{settings['layers']} blocks of {settings['width']}, batch {settings['batch_size']}, {settings['dtype']}, "
+        f"attention {settings['attention']}, head {settings['head']}, optimizer "
+        f"{'within' if settings['optimizer'] else 'left out'}; {hardware['device']}, "
+        f"matrix products {hardware['matmul_tflops']:.3g} TFLOP/s"
+    )
+    print(f"{'variant':<15}{'median s':>10}{'TFLOP':>9}{'least':>9}{'of matmul':>11}{'MFU':>7}")
     for name, row in result["variants"].items():
         print(
-            f"{name:<12}{row['seconds_median']:>10.3f}{row['flops'] / 1e9:>10.1f}"
-            f"{row['ratio_to_sft']:>14.2f}{row['flop_ratio_to_sft']:>14.2f}"
+            f"{name:<15}{row['seconds_median']:>10.3f}{row['counted_flops'] / 1e12:>9.3f}"
+            f"{row['minimal_flops'] / 1e12:>9.3f}{row['of_matmul']:>11.2f}"
+            + (f"{row['mfu']:>7.2f}" if "mfu" in row else f"{'-':>7}")
         )
+    print(f"\n{'ratio':<26}{'seconds (95 %)':>24}{'CPU s':>8}{'counted':>9}{'least':>8}")
+    for name, row in result["ratios"].items():
+        seconds = row["seconds"]
+        span = f"{seconds['median']:.3f} ({seconds['low']:.3f}-{seconds['high']:.3f})"
+        print(
+            f"{name:<26}{span:>24}{row['cpu_seconds']['median']:>8.3f}{row['counted_flops']:>9.3f}"
+            f"{row['minimal_flops']:>8.3f}"
+        )
+    print()
+    for target in result["targets"]:
+        bound = f"within {target['low']:.3f}-{target['high']:.3f}" if target["low"] else f"at most {target['high']:.2f}"
+        if target["high"] == 99.0:
+            bound = f"at least {target['low']:.2f}"
+        print(f"{'pass' if target['met'] else 'FAIL'}  {target['target']}: {target['value']:.3f} ({bound})")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        result = measure(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from hacl.training.hardware import peak_tflops
+
+    on_gpu = result["settings"]["device"].startswith("cuda")
+    peak = peak_tflops(arguments.peak_tflops, bf16=on_gpu and arguments.dtype == "bfloat16")
+    summarise(result, peak, arguments.seed)
+    result["hardware"]["peak_tflops"] = peak
+    show(result)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {arguments.out}")
+    return 1 if arguments.strict and not all(target["met"] for target in result["targets"]) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
