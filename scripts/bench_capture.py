@@ -44,7 +44,9 @@ def load(options: argparse.Namespace, folder: Path):
     if options.model:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+        model = AutoModelForImageTextToText.from_pretrained(
+            options.model, dtype=getattr(torch, options.dtype), use_safetensors=True
+        )
         processor = AutoProcessor.from_pretrained(options.model)
     else:
         from hacl.models.pocket import pocket_model, pocket_processor

@@ -179,7 +179,7 @@ def tune(unit: Unit):
 
     processor = AutoProcessor.from_pretrained(unit.base_folder)
     if unit.arm == UNTUNED:
-        return AutoModelForImageTextToText.from_pretrained(unit.base_folder).eval(), processor
+        return AutoModelForImageTextToText.from_pretrained(unit.base_folder, use_safetensors=True).eval(), processor
     from hacl.training.export import load_finetuned
     from hacl.training.run import run
 

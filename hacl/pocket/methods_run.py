@@ -101,7 +101,7 @@ def run_methods_unit(unit: MethodsUnit) -> dict[str, Any]:
     start = time.perf_counter()
     processor = AutoProcessor.from_pretrained(unit.base_folder)
     models = {name: load_finetuned(path)[0].eval() for name, path in unit.trained.items()}
-    models[UNTUNED] = AutoModelForImageTextToText.from_pretrained(unit.base_folder).eval()
+    models[UNTUNED] = AutoModelForImageTextToText.from_pretrained(unit.base_folder, use_safetensors=True).eval()
     root = unit.world.root
     tuning = read_records(root / "train.jsonl")
     control = Side(models.pop(CONTROL), processor, template="chat")
@@ -157,7 +157,7 @@ def _tune_dpo(unit: MethodsUnit, control: Side, tuning: Sequence[Record]):
     captioned = [record for record in tuning if record.captions]
     with (unit.folder / "dpo.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         made = tune_dpo(start, captioned, unit.world.root, settings, unit.folder / DPO, verify=False)
-    return AutoModelForImageTextToText.from_pretrained(made).eval()
+    return AutoModelForImageTextToText.from_pretrained(made, use_safetensors=True).eval()
 
 
 def _shown(name: str, result) -> dict[str, Any]:

@@ -186,7 +186,9 @@ def _load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     from transformers import AutoConfig
 
     stored = AutoConfig.from_pretrained(folder).dtype
-    model, info = auto_class(folder).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = auto_class(folder).from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+    )
     model.config.dtype = stored
     return model.eval(), info
 

@@ -174,7 +174,9 @@ def _trainer_class():
             if isinstance(self.model, PeftModel):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
-                saved = AutoModelForImageTextToText.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+                saved = AutoModelForImageTextToText.from_pretrained(
+                    resume_from_checkpoint, dtype=torch.float32, use_safetensors=True
+                )
                 self.model.load_state_dict(saved.state_dict())
 
     return ResumingTrainer

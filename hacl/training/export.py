@@ -51,7 +51,11 @@ def load_finetuned(checkpoint: Path | str, *, base: str | None = None, merge: bo
             "pass the folder of its base checkpoint with --base"
         )
     model = AutoModelForImageTextToText.from_pretrained(
-        path, revision=revision, dtype=torch.float32, attn_implementation=config.model.tower_attention
+        path,
+        revision=revision,
+        dtype=torch.float32,
+        attn_implementation=config.model.tower_attention,
+        use_safetensors=True,
     )
     weights.load_trained(model, folder)
     if (folder / weights.ADAPTER).is_dir():

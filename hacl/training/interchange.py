@@ -103,7 +103,7 @@ def export_original(
     folder, out = Path(folder), Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it or choose another --out")
-    model = AutoModelForImageTextToText.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
     if model.config.model_type != "llava":
         raise ValueError(f"{folder}: a {model.config.model_type} model; the original layout is LLaVA's")
     heads = load_file(folder / SIDECAR / HEADS) if (folder / SIDECAR / HEADS).is_file() else {}

@@ -14,7 +14,9 @@ def main(folder: str, probe_path: str) -> dict:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     probe = load_file(probe_path)
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype="auto", output_loading_info=True, use_safetensors=True
+    )
     processor = AutoProcessor.from_pretrained(folder)
     model.eval()
     inputs = {name: probe[name] for name in ("input_ids", "attention_mask", "pixel_values")}

@@ -55,7 +55,9 @@ RESULTS = ("hacl.evaluation.statistics", "hacl.evaluation.comparable")
 
 # Modules that promise to work where torch is not installed.
 TORCH_FREE = ["config.py", "hallucinate", "report"]
-TORCH_FREE += [f"data/{name}.py" for name in ("schema", "record_fields", "records", "images")]
+TORCH_FREE += [
+    f"data/{name}.py" for name in ("schema", "record_fields", "records", "images", "json_text", "json_stream")
+]
 TORCH_FREE += [f"evaluation/{name}.py" for name in ("__init__", "chair", "pope", "reports", "statistics")]
 TORCH_FREE += [f"evaluation/{name}.py" for name in ("comparable", "compare_runs", "paired_tests")]
 TORCH_FREE += ["evaluation/scorers", "evaluation/judges"]
@@ -169,61 +171,6 @@ for module in {modules!r}:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def forbidden(node: ast.AST) -> str | None:
-    """What is wrong with one syntax node, or None."""
-    unsafe_modules = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
-    if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in unsafe_modules for alias in node.names):
-        return "imports a pickle reader"
-    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in unsafe_modules:
-        return "imports a pickle reader"
-    if not isinstance(node, ast.Call):
-        return None
-    called = ast.unparse(node.func)
-    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-    if called == "torch.load" and keywords.get("weights_only") != "True":
-        return "torch.load without weights_only=True"
-    if called in {"yaml.load", "yaml.full_load", "yaml.unsafe_load"}:
-        return f"{called}; use yaml.safe_load"
-    if called in {"eval", "exec", "os.system", "os.popen"}:
-        return f"calls {called}"
-    for name in ("shell", "allow_pickle", "trust_remote_code"):
-        if keywords.get(name, "False") not in {"False", "None"}:
-            return f"{name}={keywords[name]}"
-    return None
-
-
-def test_files_that_others_saved_are_opened_in_one_place():
-    found = [name_of(path) for path in SOURCE_FILES if "torch.load(" in path.read_text(encoding="utf-8")]
-    assert found == ["hacl/models/foreign.py"]
-
-
-@pytest.mark.parametrize(
-    "code",
-    ["import pickle", "from pickle import loads", "torch.load(p)", "torch.load(p, weights_only=False)",
-     "yaml.load(f)", "subprocess.run(c, shell=True)", "np.load(p, allow_pickle=True)", "eval(s)",
-     "AutoModel.from_pretrained(p, trust_remote_code=True)", "AutoModel.from_pretrained(p, trust_remote_code=flag)"],
-)  # fmt: skip
-def test_the_search_for_unsafe_constructs_sees(code):
-    assert any(forbidden(node) for node in ast.walk(ast.parse(code)))
-
-
-@pytest.mark.parametrize(
-    "code", ["torch.load(p, weights_only=True)", "yaml.safe_load(f)", "model.eval()", "run(c, shell=False)"]
-)
-def test_the_search_for_unsafe_constructs_leaves_alone(code):
-    assert not any(forbidden(node) for node in ast.walk(ast.parse(code)))
-
-
-def test_no_pickle_shell_string_unsafe_yaml_or_remote_code_in_the_project():
-    wrong = [
-        f"{name_of(path)}:{node.lineno} {why}"
-        for path in SOURCE_FILES
-        for node in ast.walk(tree_of(path))
-        if (why := forbidden(node))
-    ]
-    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("path", [path for path in COMMANDS if path.exists()], ids=name_of)

@@ -73,7 +73,8 @@ class ModelBackend:
             raise ValueError("backend model: keep must be in [0, 1) and temperature positive")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(model, local_files_only=True)
-        self.model = AutoModelForImageTextToText.from_pretrained(model, local_files_only=True).to(self.device).eval()
+        opened = AutoModelForImageTextToText.from_pretrained(model, local_files_only=True, use_safetensors=True)
+        self.model = opened.to(self.device).eval()
         self.identity = (
             f"{Path(model).name} {hashlib.sha256((Path(model) / 'config.json').read_bytes()).hexdigest()[:12]}"
         )

@@ -14,7 +14,7 @@ def _open(path: Path) -> tuple[Any, Any, str]:
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path}: no config.json; give the folder of a causal language model")
     identity = f"{path.name} {hashlib.sha256((path / 'config.json').read_bytes()).hexdigest()[:12]}"
-    model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, use_safetensors=True)
     return model, AutoTokenizer.from_pretrained(path, local_files_only=True), identity
 
 
