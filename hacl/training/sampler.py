@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Sampler
 
-MEGABATCH = 32  # global batches that are sorted by length together: long enough to group, short enough to stay random
+MEGABATCH = 32  # steps that are sorted by length together: long enough to group, short enough to stay random
 
 
 def plan_epoch(
@@ -20,35 +20,41 @@ def plan_epoch(
     *,
     seed: int,
     epoch: int,
+    accumulation: int = 1,
     grouping: str = "none",
     lengths: Sequence[int] | None = None,
     is_text_only: Sequence[bool] | None = None,
 ) -> list[list[int]]:
-    """Shuffled indices of `count` samples in global batches; an incomplete last batch is dropped unless it is the only.
+    """Shuffled indices of `count` samples in global batches, of which `accumulation` in a row are one step.
 
-    grouping "length": samples of one batch have similar lengths; "modality": also text-only samples and samples with
-    images in separate batches (what is left over of both is mixed).
+    Steps are planned first and then cut, so what a step holds does not depend on how it is cut. An incomplete last step
+    is dropped. Where the samples are too few for one step, there is one with the global batches they fill, or with all
+    of them where they fill none.
+
+    grouping "length": samples of one step have similar lengths; "modality": also text-only samples and samples with
+    images in separate steps (what is left over of both is mixed).
     """
     generator = random.Random(f"{seed}/{epoch}")
     order = list(range(count))
     generator.shuffle(order)
-    if count <= global_batch:
-        return [order]
+    size = global_batch * accumulation
+    if count <= size:
+        return _chunk(order[: count // global_batch * global_batch] or order, global_batch)
     if grouping == "none":
-        return _chunk(order[: count // global_batch * global_batch], global_batch)
+        return _chunk(order[: count // size * size], global_batch)
     if grouping == "length":
-        batches = _by_length(order, global_batch, lengths)
+        steps = _by_length(order, size, lengths)
     else:
-        batches, rest = [], []
+        steps, rest = [], []
         for wanted in (True, False):
             part = [i for i in order if is_text_only[i] == wanted]
-            whole = len(part) // global_batch * global_batch
-            batches += _by_length(part[:whole], global_batch, lengths)
+            whole = len(part) // size * size
+            steps += _by_length(part[:whole], size, lengths)
             rest += part[whole:]
-        batches += _chunk(rest, global_batch)
-    batches = [batch for batch in batches if len(batch) == global_batch]
-    generator.shuffle(batches)
-    return batches
+        steps += _chunk(rest, size)
+    steps = [step for step in steps if len(step) == size]
+    generator.shuffle(steps)
+    return [batch for step in steps for batch in _chunk(step, global_batch)]
 
 
 def plan_evaluation(count: int, global_batch: int, ranks: int) -> list[list[int]]:

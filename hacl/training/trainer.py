@@ -95,6 +95,7 @@ class HaclTrainer(SurvivingTrainer):
                 global_batch,
                 seed=self.config.data.seed,
                 epoch=epoch,
+                accumulation=train.gradient_accumulation_steps,
                 grouping=train.grouping,
                 lengths=self.lengths,
                 is_text_only=self.is_text_only,
