@@ -26,7 +26,11 @@ class Facts:
     rotary: "1d", "mrope" (time, height and width: position_ids (3, rows, tokens)), or "learned"; sections: of mrope;
     first_position: position of the first token.
     layer_types: kinds of the blocks where they differ; image_sees_image: an image's tokens see later ones of it;
-    images_share: tokens of two images of one row see each other; prompt_sees_prompt: all of a prompt sees all of it.
+    images_share: tokens of two images of one row see each other; prompt_sees_prompt: all of a prompt sees all of it;
+    mask_input: the input that says so; without_it: what attention is without that input, in silence.
+    answer_mask: the mask of an answer's tokens that `apply_chat_template` returns is "right", begins "early" (the
+    processor adds a token before it and does not count that), is "lost" (the processor expands images without a record
+    of it), or there is none, because the processor has "no template".
     embed_scale: factor of the input embeddings, in the tiny model; image tokens are never scaled.
     deepstack: tower features added after that many of the first blocks; adds_features: features are added to the
     embedding of the image token; features_read_text: the image's features depend on the prompt.
@@ -58,6 +62,9 @@ class Facts:
     image_sees_image: bool = False
     images_share: bool = False
     prompt_sees_prompt: bool = False
+    mask_input: str = ""
+    without_it: str = "causal"
+    answer_mask: str = "right"
     embed_scale: float = 1.0
     deepstack: int = 0
     adds_features: bool = False
@@ -82,6 +89,7 @@ QFORMER = {
     "lm_head": "language_model.lm_head",
     "parameters": ("query_tokens",),
     "mark": "",
+    "answer_mask": "no template",
     "around": ("", "USER"),
     "tokens": (4, 4),
 }
@@ -153,7 +161,11 @@ FACTS = {
         batch_differs=f"{IMAGE_GAP}; the Q-Former's text is padded on the decoder's side and its positions count that",
     ),
     "idefics2": Facts(
-        "idefics2", **IDEFICS, around=("<fake_token_around_image>", "<fake_token_around_image>"), tokens=(4, 4)
+        "idefics2",
+        **IDEFICS,
+        around=("<fake_token_around_image>", "<fake_token_around_image>"),
+        tokens=(4, 4),
+        answer_mask="lost",
     ),
     "idefics3": Facts("idefics3", **TILED),
     "smolvlm": Facts("smolvlm", **TILED),
@@ -183,6 +195,8 @@ FACTS = {
         images_share=True,
         adds_features=True,
         training_needs="mm_token_type_ids",
+        mask_input="mm_token_type_ids",
+        answer_mask="early",
         head_lacks=10,
     ),
     "gemma3": Facts(
@@ -192,7 +206,7 @@ FACTS = {
         mark="<start_of_image>",
         around=("<start_of_image>", "<end_of_image>"),
         tokens=(4, 4),
-        training_needs="token_type_ids",
+        mask_input="token_type_ids",
         layer_types=("sliding_attention", "full_attention", "sliding_attention"),
         image_sees_image=True,
         embed_scale=32**0.5,
@@ -206,6 +220,9 @@ FACTS = {
         image_sees_image=True,
         images_share=True,
         prompt_sees_prompt=True,
+        mask_input="token_type_ids",
+        without_it="full",
+        answer_mask="early",
         embed_scale=32**0.5,
         tied=True,
     ),

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from tests.families import MULTIMODAL, TEXT_ONLY, build
 from tests.families.common import encode, prompt
 from tests.families.facts import FACTS, SHAPES, Facts
-from tests.tiny import build_tokenizer
 from tests.tiny_families import draw_images
 
 WORDS = "describe the image ."
@@ -294,6 +293,10 @@ def test_attention_is_of_the_kind_of_the_facts(family):
     assert bool(sees(family, inputs, int(at_image[0]))[at_image[-1]]) == facts.image_sees_image
     before_last = sees(family, inputs, last - 1)
     assert bool(before_last[last]) == facts.prompt_sees_prompt and bool(before_last[: last - 1].all())
+    if facts.mask_input:
+        rest = {name: value for name, value in inputs.items() if name != facts.mask_input}
+        assert {bool(each) for each in sees(family, rest, 0)[1:]} == {facts.without_it == "full"}
+    assert bool(facts.mask_input) == facts.image_sees_image
     kinds = tuple(getattr(family.decoder.config, "layer_types", None) or ())
     assert (kinds if len(set(kinds)) > 1 else ()) == facts.layer_types
 
@@ -315,7 +318,7 @@ def visible(facts: Facts, inputs) -> Tensor:
         return mask
     mask = mask.tril()
     if facts.image_sees_image:
-        kinds = inputs["token_type_ids" if "token_type_ids" in inputs else "mm_token_type_ids"][0] == 1
+        kinds = inputs[facts.mask_input][0] == 1
         mask |= kinds[:, None] & kinds[None]
     return mask
 
@@ -374,6 +377,26 @@ def test_training_is_refused_only_without_the_inputs_of_the_facts(family):
         family.model.eval()
 
 
+def test_the_mask_of_an_answer_is_as_good_as_the_facts_say(family):
+    kind, processor = family.facts.answer_mask, family.processor
+    user = [{"type": "image", "image": family.images[0]}, {"type": "text", "text": WORDS}]
+    answer = [{"type": "text", "text": "a red square"}]
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    assert (processor.chat_template is None) == (kind == "no template")
+    holder = processor if processor.chat_template else family.tokenizer
+    batch = holder.apply_chat_template([turns], **options)
+    ids, mask = batch["input_ids"][0], batch["assistant_masks"][0]
+    chosen = family.tokenizer.convert_ids_to_tokens([token for token, on in zip(ids, mask, strict=True) if on])
+    right = ["a", "red", "square", "</s>"]
+    if kind in ("right", "no template"):
+        assert chosen == right
+    elif kind == "early":
+        assert chosen == [":", *right]
+    else:
+        assert kind == "lost" and "a" not in chosen and family.facts.image_token in chosen
+
+
 @pytest.mark.parametrize("name", TEXT_ONLY)
 def test_a_text_only_family_reloads_pads_and_generates_with_its_cache(name, tmp_path):
     folder = build(name, tmp_path)
@@ -389,11 +412,3 @@ def test_a_text_only_family_reloads_pads_and_generates_with_its_cache(name, tmp_
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     answers = [model.generate(**batch, **options, use_cache=use_cache) for use_cache in (True, False)]
     assert torch.equal(*answers)
-
-
-def test_the_processor_of_smolvlm_needs_num2words_or_the_stand_in(monkeypatch):
-    from transformers.models.smolvlm import processing_smolvlm
-
-    monkeypatch.setattr(processing_smolvlm, "num2words", None)
-    with pytest.raises(ImportError, match="num2words"):
-        processing_smolvlm.SmolVLMProcessor(None, build_tokenizer(), None)
