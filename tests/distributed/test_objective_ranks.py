@@ -13,6 +13,7 @@ SPLITS = {
     "two ragged ranks, one without hallucinated captions": [[0, 1, 2, 4, 5], [3]],
     "three ragged ranks, one without captions": [[0, 1, 2], [3, 4], [5, 6]],
 }
+FORMS = {"three ragged ranks, one without captions": {"form": "eos_branch", "share_prefixes": True}}
 
 
 def all_records(folder):
@@ -46,6 +47,7 @@ def test_ranks_reproduce_the_single_process_step(tiny_llava, tmp_path, name):
         "hard_scope": "global",
         "learn_temperature": True,
         "likelihood_margin_weight": 0.5,
+        **FORMS.get(name, {}),
     }
     together = sorted(index for part in split for index in part)
     expected_loss, expected = step(tiny_llava, tmp_path, together, settings, None)
