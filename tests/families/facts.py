@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SHAPES = ((48, 48), (96, 40))
+ATTENTION = ("q_proj", "k_proj", "v_proj")
+GATED = ("gate_proj", "up_proj", "down_proj")
+ALL_LINEARS = frozenset((*ATTENTION, "o_proj", *GATED))
+NONE: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Facts:
     deepstack: tower features added after that many of the first blocks; adds_features: features are added to the
     embedding of the image token; features_read_text: the image's features depend on the prompt.
     text_alone: the model takes a text without an image; training_needs: inputs without which it refuses to train.
+    linears: names of the linear layers of a decoder block; shared_linears: those that towers or connectors have too.
+    hidden_states: name of the part of the output that has them, "" for the output itself.
     head_lacks: number of last ids that have an embedding and no logit; tied: output embedding is the input one.
     batch_differs: why a row of a left-padded batch is not what it is alone, in the stock forward pass.
     """
@@ -71,6 +77,9 @@ class Facts:
     features_read_text: bool = False
     text_alone: bool = True
     training_needs: str = ""
+    linears: frozenset[str] = ALL_LINEARS
+    shared_linears: frozenset[str] = frozenset(ATTENTION)
+    hidden_states: str = ""
     head_lacks: int = 0
     tied: bool = False
     batch_differs: str = ""
@@ -87,6 +96,8 @@ QFORMER = {
     "connector": ("qformer", "language_projection"),
     "decoder": "language_model.model",
     "lm_head": "language_model.lm_head",
+    "shared_linears": NONE,
+    "hidden_states": "language_model_outputs",
     "parameters": ("query_tokens",),
     "mark": "",
     "answer_mask": "no template",
@@ -105,6 +116,7 @@ IDEFICS = {
 }
 TILED = {**IDEFICS, "around": ("<row_1_col_1>", "<fake_token_around_image>"), "tokens": (20, 12)}
 QWEN = {
+    "shared_linears": NONE,
     "vision": ("model.visual",),
     "connector": ("model.visual.merger",),
     "tensors": frozenset({"pixel_values", "image_grid_thw", "mm_token_type_ids"}),
@@ -142,11 +154,18 @@ FACTS = {
         tokens=(88, 52),
         features="list",
     ),
-    "fast_vlm": Facts("fast_vlm", tokens=(4, 4), unused=("model.vision_tower.timm_model.head.norm.",)),
+    "fast_vlm": Facts(
+        "fast_vlm", shared_linears=NONE, tokens=(4, 4), unused=("model.vision_tower.timm_model.head.norm.",)
+    ),
     "blip_2": Facts("blip-2", **QFORMER, text_alone=False, batch_differs=IMAGE_GAP),
     "blip_2_opt": Facts(
         "blip-2",
-        **{**QFORMER, "decoder": "language_model.model.decoder"},
+        **{
+            **QFORMER,
+            "decoder": "language_model.model.decoder",
+            "linears": frozenset((*ATTENTION, "out_proj", "fc1", "fc2")),
+            "shared_linears": frozenset({"fc1", "fc2"}),
+        },
         norm="final_layer_norm",
         text_alone=False,
         rotary="learned",
@@ -165,14 +184,15 @@ FACTS = {
         **IDEFICS,
         around=("<fake_token_around_image>", "<fake_token_around_image>"),
         tokens=(4, 4),
+        shared_linears=ALL_LINEARS,
         answer_mask="lost",
     ),
     "idefics3": Facts("idefics3", **TILED),
     "smolvlm": Facts("smolvlm", **TILED),
     "qwen2_vl": Facts("qwen2_vl", **QWEN, sections=(1, 1, 2)),
-    "qwen2_5_vl": Facts("qwen2_5_vl", **QWEN, sections=(1, 1, 2)),
+    "qwen2_5_vl": Facts("qwen2_5_vl", **{**QWEN, "shared_linears": frozenset(GATED)}, sections=(1, 1, 2)),
     "qwen3_vl": Facts("qwen3_vl", **QWEN3, deepstack=2),
-    "qwen3_vl_moe": Facts("qwen3_vl_moe", **QWEN3, deepstack=2),
+    "qwen3_vl_moe": Facts("qwen3_vl_moe", **QWEN3, linears=frozenset((*ATTENTION, "o_proj")), deepstack=2),
     "internvl": Facts(
         "internvl",
         image_token="<IMG_CONTEXT>",
@@ -194,6 +214,7 @@ FACTS = {
         image_sees_image=True,
         images_share=True,
         adds_features=True,
+        shared_linears=ALL_LINEARS,
         training_needs="mm_token_type_ids",
         mask_input="mm_token_type_ids",
         answer_mask="early",

@@ -2,85 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from tests.families import MULTIMODAL, TEXT_ONLY, build
 from tests.families.common import encode, prompt
-from tests.families.facts import FACTS, SHAPES, Facts
-from tests.tiny_families import draw_images
-
-WORDS = "describe the image ."
-
-
-@dataclass
-class Family:
-    """A family as the auto classes load it, and one image of each of `SHAPES`."""
-
-    name: str
-    facts: Facts
-    model: Any
-    processor: Any
-    images: list[Image.Image]
-
-    def inputs(self, image: int = 0, words: str = WORDS):
-        return encode(self.processor, [[self.images[image]]], [prompt(self.processor, words)])
-
-    @property
-    def tokenizer(self):
-        return self.processor.tokenizer
-
-    @property
-    def decoder(self):
-        return self.model.get_submodule(self.facts.decoder)
-
-    @property
-    def image_id(self) -> int:
-        return getattr(self.model.config, self.facts.image_token_attribute)
-
-    @torch.no_grad()
-    def decoder_call(self, inputs) -> tuple[dict[str, Any], Tensor, dict[str, Any]]:
-        """What the decoder is called with, and what its first block reads: keywords, hidden states, keywords."""
-        seen: dict[str, Any] = {}
-        hooks = [
-            self.decoder.register_forward_pre_hook(lambda _, args, kw: seen.update(decoder=kw), with_kwargs=True),
-            self.decoder.layers[0].register_forward_pre_hook(
-                lambda _, args, kw: seen.update(block=kw, states=args[0] if args else kw["hidden_states"]),
-                with_kwargs=True,
-            ),
-        ]
-        try:
-            self.model(**inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return seen["decoder"], seen["states"], seen["block"]
-
-    def image_features(self, inputs):
-        method = self.model.get_submodule(self.facts.owner).get_image_features
-        known = inspect.signature(method).parameters
-        with torch.no_grad():
-            return method(**{name: value for name, value in inputs.items() if name in known})
-
-
-@pytest.fixture(scope="module", params=MULTIMODAL)
-def family(request, tmp_path_factory) -> Family:
-    folder = build(request.param, tmp_path_factory.mktemp(request.param))
-    paths = draw_images(tmp_path_factory.mktemp("images"), list(SHAPES))
-    return Family(
-        request.param,
-        FACTS[request.param],
-        AutoModelForImageTextToText.from_pretrained(folder).eval(),
-        AutoProcessor.from_pretrained(folder),
-        [Image.open(path).convert("RGB") for path in paths],
-    )
+from tests.families.facts import FACTS
+from tests.families.loaded import WORDS, Family
 
 
 def test_every_family_has_facts():
@@ -119,6 +48,37 @@ def test_all_parameters_lie_on_the_paths_of_the_facts(family):
     lacks = model.get_input_embeddings().weight.shape[0] - model.get_output_embeddings().weight.shape[0]
     assert lacks == facts.head_lacks
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == facts.tied
+
+
+def linear_names(*modules) -> set[str]:
+    return {
+        name.rsplit(".", 1)[-1]
+        for module in modules
+        for name, part in module.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    }
+
+
+def test_the_linear_layers_of_the_blocks_have_the_names_of_the_facts(family):
+    facts, inside = family.facts, linear_names(family.decoder.layers)
+    outside = linear_names(*[family.model.get_submodule(path) for path in (*facts.vision, *facts.connector)])
+    assert inside == facts.linears and inside & outside == facts.shared_linears
+
+
+def test_hidden_states_are_where_the_facts_say_and_blocks_return_tensors(family):
+    kinds = []
+    hook = family.decoder.layers[1].register_forward_hook(lambda _, args, output: kinds.append(type(output)))
+    with torch.no_grad():
+        output = family.model(**family.inputs(), output_hidden_states=True)
+    hook.remove()
+    holder = output[family.facts.hidden_states] if family.facts.hidden_states else output
+    assert len(holder.hidden_states) == len(family.decoder.layers) + 1 and kinds == [torch.Tensor]
+    assert (output.get("hidden_states") is None) == bool(family.facts.hidden_states)
+
+
+def test_the_same_seed_gives_the_same_weights(family, tmp_path):
+    again = AutoModelForImageTextToText.from_pretrained(build(family.name, tmp_path)).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in family.model.state_dict().items())
 
 
 def test_the_loss_is_finite_and_its_gradient_reaches_every_part(family):
@@ -227,129 +187,6 @@ def test_image_features_have_the_type_and_shape_of_the_facts(family):
     else:
         count = 4 if facts.features == "tiles" else facts.tokens[0]
         assert tuple(features.shape) == (sum(facts.tokens) // count, count, width)
-
-
-def test_positions_are_those_of_the_facts(family):
-    facts = family.facts
-    decoder, _, block = family.decoder_call(family.inputs())
-    positions = decoder.get("position_ids")
-    if facts.rotary == "mrope":
-        assert positions.shape[0] == 3 and positions.ndim == 3
-        assert tuple(family.decoder.config.rope_parameters["mrope_section"]) == facts.sections
-        assert not torch.equal(positions[1], positions[2])
-    else:
-        positions = block["position_ids"]
-        assert positions.ndim == 2 and torch.equal(positions.diff(), torch.ones_like(positions.diff()))
-    assert int(positions.flatten()[0]) == facts.first_position
-    assert hasattr(family.decoder, "rotary_emb") == (facts.rotary != "learned")
-    assert hasattr(family.decoder, "embed_positions") == (facts.rotary == "learned")
-
-
-def test_embeddings_are_scaled_and_joined_with_features_as_the_facts_say(family):
-    facts, inputs = family.facts, family.inputs()
-    decoder, states, _ = family.decoder_call(inputs)
-    table = family.model.get_input_embeddings()
-    at_image = inputs["input_ids"][0] == family.image_id
-    embeds = decoder["inputs_embeds"][0].detach()
-    plain = table.weight[inputs["input_ids"][0]].detach()
-    torch.testing.assert_close(embeds[~at_image], plain[~at_image] * facts.embed_scale)
-    features = family.image_features(inputs).pooler_output
-    features = torch.cat(list(features)) if isinstance(features, list | tuple) else features.flatten(0, 1)
-    torch.testing.assert_close(embeds[at_image], features + plain[at_image] * facts.adds_features)
-    if facts.rotary != "learned":
-        assert torch.equal(states[0], embeds)
-    assert len(decoder.get("deepstack_visual_embeds") or ()) == facts.deepstack
-
-
-def test_image_features_read_the_prompt_only_where_the_facts_say(family):
-    first, second = (family.inputs(0, words) for words in (WORDS, "what shape is it ?"))
-    one, two = (family.image_features(inputs).pooler_output for inputs in (first, second))
-    same = all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert same != family.facts.features_read_text
-
-
-def sees(family: Family, inputs, reader: int) -> Tensor:
-    """For each position, whether the logits at `reader` depend on what the decoder is given there."""
-    held: list[Tensor] = []
-
-    def hold(_, args, kwargs):
-        kwargs["inputs_embeds"] = kwargs["inputs_embeds"].detach().requires_grad_()
-        held.append(kwargs["inputs_embeds"])
-        return args, kwargs
-
-    hook = family.decoder.register_forward_pre_hook(hold, with_kwargs=True)
-    try:
-        logits = family.model(**inputs).logits
-    finally:
-        hook.remove()
-    (gradient,) = torch.autograd.grad(logits[0, reader].square().sum(), held)
-    return gradient[0].abs().sum(-1) > 0
-
-
-def test_attention_is_of_the_kind_of_the_facts(family):
-    facts, inputs = family.facts, family.inputs()
-    at_image = (inputs["input_ids"][0] == family.image_id).nonzero().flatten()
-    last = len(inputs["input_ids"][0]) - 1
-    assert bool(sees(family, inputs, int(at_image[0]))[at_image[-1]]) == facts.image_sees_image
-    before_last = sees(family, inputs, last - 1)
-    assert bool(before_last[last]) == facts.prompt_sees_prompt and bool(before_last[: last - 1].all())
-    if facts.mask_input:
-        rest = {name: value for name, value in inputs.items() if name != facts.mask_input}
-        assert {bool(each) for each in sees(family, rest, 0)[1:]} == {facts.without_it == "full"}
-    assert bool(facts.mask_input) == facts.image_sees_image
-    kinds = tuple(getattr(family.decoder.config, "layer_types", None) or ())
-    assert (kinds if len(set(kinds)) > 1 else ()) == facts.layer_types
-
-
-def test_images_of_one_row_see_each_other_only_where_the_facts_say(family):
-    if not family.facts.mark:
-        pytest.skip("its processor puts one image before the text")
-    text = prompt(family.processor, WORDS, images=2)
-    inputs = encode(family.processor, [family.images], [text])
-    at_image = (inputs["input_ids"][0] == family.image_id).nonzero().flatten()
-    assert bool(sees(family, inputs, int(at_image[0]))[at_image[-1]]) == family.facts.images_share
-
-
-def visible(facts: Facts, inputs) -> Tensor:
-    """(T, T): which position (column) each position (row) of a prompt with one image sees."""
-    size = inputs["input_ids"].shape[1]
-    mask = torch.ones(size, size, dtype=torch.bool)
-    if facts.prompt_sees_prompt:
-        return mask
-    mask = mask.tril()
-    if facts.image_sees_image:
-        kinds = inputs[facts.mask_input][0] == 1
-        mask |= kinds[:, None] & kinds[None]
-    return mask
-
-
-def test_two_rows_packed_in_one_are_what_they_are_alone(family):
-    """Embeddings, positions and a mask suffice, but for two masks by kind of block and DeepStack's features."""
-    facts = family.facts
-    rows = [family.inputs(0), family.inputs(1, "what colour is the small square on the left ?")]
-    calls = [family.decoder_call(row) for row in rows]
-    mask = torch.block_diag(*[visible(facts, row) for row in rows]).bool()[None, None]
-    positions = [
-        decoder["position_ids"] if facts.rotary == "mrope" else block["position_ids"] for decoder, _, block in calls
-    ]
-    packed: dict[str, Any] = {
-        "inputs_embeds": torch.cat([decoder["inputs_embeds"] for decoder, *_ in calls], dim=1),
-        "position_ids": torch.cat(positions, dim=-1),
-        "attention_mask": mask,
-    }
-    if facts.layer_types:
-        place = torch.arange(mask.shape[-1])
-        near = (place[:, None] - place[None]) < family.decoder.config.sliding_window
-        packed["attention_mask"] = {"full_attention": mask, "sliding_attention": mask & near}
-    if facts.deepstack:
-        packed["visual_pos_masks"] = torch.cat([decoder["visual_pos_masks"] for decoder, *_ in calls], dim=1)
-        layers = zip(*[decoder["deepstack_visual_embeds"] for decoder, *_ in calls], strict=True)
-        packed["deepstack_visual_embeds"] = [torch.cat(layer) for layer in layers]
-    with torch.no_grad():
-        together = family.decoder(**packed, use_cache=False).last_hidden_state
-        logits = family.model.get_output_embeddings()(together)[0]
-        alone = torch.cat([family.model(**row).logits[0] for row in rows])
-    torch.testing.assert_close(logits, alone, rtol=0, atol=1e-4)
 
 
 def test_a_text_without_an_image_is_taken_where_the_facts_say(family):
