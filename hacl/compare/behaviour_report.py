@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hacl.compare.plain import Row, interval_columns, plain, write_tables
 from hacl.compare.recovery_fraction import Fraction
 from hacl.evaluation.statistics import Interval, format_interval
+from hacl.plain_text import markdown, markdown_row
 
 if TYPE_CHECKING:
     from hacl.compare.behaviour_tasks import Measured
@@ -153,7 +154,7 @@ class BehaviourReport:
     def to_markdown(self) -> str:
         """The verdict, the confirmation with its controls, measures and side effects."""
         lines = ["# Training-free recovery of behaviour", "", self.verdict, ""]
-        lines += [f"- {warning}" for warning in self.warnings]
+        lines += [f"- {markdown(warning)}" for warning in self.warnings]
         if self.kl is not None:
             lines += [f"KL(tuned || original) on the test texts: {self.kl:.4f} nats per token.", ""]
         lines += _table(
@@ -222,5 +223,4 @@ def _number(value: float | None) -> str:
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     if not rows:
         return []
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [markdown_row(head), markdown_row("---" for _ in head), *map(markdown_row, rows), ""]

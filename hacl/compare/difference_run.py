@@ -31,6 +31,7 @@ from hacl.compare.plain import Row, interval_columns, plain, write_tables
 from hacl.compare.styles import answer_type, plain_answer
 from hacl.compare.targetedness import Targetedness, targetedness
 from hacl.evaluation.statistics import format_interval
+from hacl.plain_text import markdown, markdown_row
 from hacl.representations.capture import capture
 from hacl.representations.dictionaries import Dictionary
 from hacl.representations.reader import FeatureStore
@@ -81,14 +82,14 @@ class DifferenceReport:
         return plain({"name": self.name, "meta": self.meta, "vectors": self.vectors, "rows": self.rows()})
 
     def to_markdown(self) -> str:
-        lines = [f"# Steering from data differences: {self.name}", ""]
+        lines = [f"# Steering from data differences: {markdown(self.name)}", ""]
         lines.append("| steerer | alpha | changed | target share of changed | target texts | avoided texts | outside |")
         lines.append("| --- | --- | --- | --- | --- | --- | --- |")
         for (name, alpha), t in self.results.items():
             outside = "n/a" if t.changed_outside is None else format_interval(t.changed_outside)
             cells = [name, f"{alpha:g}", format_interval(t.changed), format_interval(t.target_share)]
             cells += [f"{a} to {b}" for a, b in (t.target_texts, t.avoided_texts)]
-            lines.append("| " + " | ".join([*cells, outside]) + " |")
+            lines.append(markdown_row([*cells, outside]))
         return "\n".join([*lines, ""])
 
     def write(self, folder: Path | str, name: str = "difference") -> Path:

@@ -63,7 +63,9 @@ def page(
     table = "".join(f"<tr><th>{html.escape(a)}<td>{html.escape(b)}" for a, b in lines(report))
     figures = "".join(_example(record, made, image_root) for record, made in shown)
     return (
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        "<!doctype html><meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
+        "img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(title)}</h1><table>{table}</table><h2>Random examples</h2>{figures}"
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hacl.evaluation.comparable import Report, differences, scored_by, shortened
+from hacl.plain_text import markdown
 from hacl.report.formats import html_page, html_table, latex_table, markdown_table, value_text
 from hacl.report.parts import figure
 
@@ -167,8 +168,11 @@ def as_json(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """One pipe table per benchmark, with its ruler under it."""
-    parts = [f"### {_title(key)}\n\n{markdown_table(table.rows(*key))}\n{_ruler(table, key)}\n" for key in table.rulers]
-    notes = "".join(f"- {line}\n" for line in table.warnings)
+    parts = [
+        f"### {markdown(_title(key))}\n\n{markdown_table(table.rows(*key))}\n{markdown(_ruler(table, key))}\n"
+        for key in table.rulers
+    ]
+    notes = "".join(f"- {markdown(line)}\n" for line in table.warnings)
     return "\n".join(parts) + (f"\n{notes}" if notes else "")
 
 

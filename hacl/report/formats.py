@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from hacl.plain_text import markdown_row, one_line
 from hacl.report.parts import STYLE
 
 Rows = Sequence[Sequence[str]]
@@ -36,15 +37,14 @@ def value_text(value: float | None, low: float | None = None, high: float | None
 
 
 def latex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    """Text that LaTeX prints as it is, on one line."""
+    return "".join(LATEX.get(letter, letter) for letter in one_line(text))
 
 
 def markdown_table(rows: Rows) -> str:
     """A pipe table; the first row is the head."""
-    lines = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
-    lines.insert(1, ["---"] * len(rows[0]))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"{markdown_row(line)}\n" for line in lines)
 
 
 def latex_table(rows: Rows, caption: str = "") -> str:

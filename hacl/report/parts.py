@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ background:#f6f6f6}.scene dl{margin:.4rem 0 0}.scene dt{font-size:.8rem;color:#5
 .scene dd{margin:0}mark{background:#ffd9cc;color:#7c2200;text-decoration:underline wavy #c2410c;padding:0 .1em}
 pre{background:#f6f6f6;padding:.7rem;overflow-x:auto;font-size:.8rem}summary{cursor:pointer}
 """
+DATA_ADDRESS = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*")
 IMAGE_SIDE = 360  # px: longest side of an embedded example
 
 
@@ -48,8 +50,10 @@ def mark_words(text: str, marks: list[list[int]]) -> str:
 
 
 def embed_image(source: str, folder: Path) -> str:
-    """A data address of an image file, shrunk to ``IMAGE_SIDE``; a data address is passed through."""
-    if source.startswith("data:image/"):
+    """A data address of an image file, shrunk to ``IMAGE_SIDE``; a data address of a bitmap is passed through."""
+    if source.startswith("data:"):
+        if DATA_ADDRESS.fullmatch(source) is None:
+            raise ValueError(f"results['examples']: {source[:60]!r} is no data address of a bitmap")
         return source
     path = Path(source)
     path = path if path.is_absolute() else folder / path
@@ -57,7 +61,7 @@ def embed_image(source: str, folder: Path) -> str:
         raise FileNotFoundError(f"results['examples']: no image at {path}")
     from PIL import Image
 
-    with Image.open(path) as opened:
+    with Image.open(path, formats=("PNG", "JPEG", "GIF", "WEBP", "BMP")) as opened:
         image = opened.convert("RGB")
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     buffer = io.BytesIO()

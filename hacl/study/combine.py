@@ -21,6 +21,7 @@ from hacl.evaluation.statistics import (
     sign_test,
     table_ratio,
 )
+from hacl.plain_text import markdown_row
 from hacl.representations.manifest import read_json
 from hacl.study.methods_table import ORDER
 from hacl.study.points import Point
@@ -83,7 +84,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells.append("" if row["method"] == NONE else _interval(row, "difference"))
         cells.append("" if row["better"] is None else f"{row['better']} of {row['models']}")
         cells += [_p(row[key]) for key in ("p_sign", "p_swap", "p_holm")]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(markdown_row(cells))
     return "\n".join(lines) + "\n"
 
 

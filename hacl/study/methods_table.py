@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hacl.compare.plain import Row
 from hacl.evaluation.statistics import Interval, format_interval
+from hacl.plain_text import markdown_row
 from hacl.study.sweep_checks import NONE
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def methods_table(result: SweepResult, measures: Sequence[str] = ()) -> list[Row
 def markdown(rows: Sequence[Row]) -> str:
     """Rows of one shape as a Markdown table."""
     head = list(rows[0])
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return "\n".join(lines + ["| " + " | ".join(str(row[name]) for name in head) + " |" for row in rows])
+    lines = [head, ["---" for _ in head], *([row[name] for name in head] for row in rows)]
+    return "\n".join(map(markdown_row, lines))
 
 
 def _interval(cell: Row, name: str) -> str:

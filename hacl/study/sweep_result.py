@@ -15,6 +15,7 @@ from hacl.compare.divergence import Setting
 from hacl.compare.plain import Row, interval_columns, plain, write_tables
 from hacl.evaluation.paired_tests import holm, swap_test
 from hacl.evaluation.statistics import bootstrap_runs, paired_difference
+from hacl.plain_text import markdown as as_text
 from hacl.study.methods_table import markdown, methods_table
 from hacl.study.points import Point
 from hacl.study.sweep_checks import NONE
@@ -136,9 +137,11 @@ class SweepResult:
         ]  # fmt: skip
         for name in self.chosen:
             counts = self._counts(name)
-            reasons = "; ".join(f"{text} ({n})" for text, n in counts["reasons"].items())
-            lines.append(f"- {name}: {counts['forbidden']} of {counts['settings']}{': ' if reasons else ''}{reasons}")
-        return "\n".join([*lines, *(f"- warning: {text}" for text in self.warnings), ""])
+            reasons = "; ".join(f"{as_text(text)} ({n})" for text, n in counts["reasons"].items())
+            lines.append(
+                f"- {as_text(name)}: {counts['forbidden']} of {counts['settings']}{': ' if reasons else ''}{reasons}"
+            )
+        return "\n".join([*lines, *(f"- warning: {as_text(text)}" for text in self.warnings), ""])
 
     def write(self, folder: Path | str) -> Path:
         """sweep.json, sweep.md, sweep_curve.csv and sweep_table.csv. Returns the JSON's path."""

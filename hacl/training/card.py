@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hacl.config import Config
+from hacl.plain_text import markdown, markdown_row
 
 
 def model_card(config: Config, manifest: dict, metrics: dict[str, Any]) -> str:
@@ -35,7 +36,7 @@ def model_card(config: Config, manifest: dict, metrics: dict[str, Any]) -> str:
         "tags: [hacl, contrastive-fine-tuning, hallucination]",
         "---",
         "",
-        f"# {base}, fine-tuned with hallucination-augmented contrastive learning",
+        f"# {markdown(base)}, fine-tuned with hallucination-augmented contrastive learning",
         "",
         "Fine-tuned with HACL (Jiang et al., CVPR 2024, arXiv 2312.06968). It opens with stock `transformers`:",
         "",
@@ -52,7 +53,7 @@ def model_card(config: Config, manifest: dict, metrics: dict[str, Any]) -> str:
         "",
         "| setting | value |",
         "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in rows),
+        *map(markdown_row, rows),
         "",
         "The complete configuration is in `hacl/config.json`.",
         "",
@@ -60,7 +61,11 @@ def model_card(config: Config, manifest: dict, metrics: dict[str, Any]) -> str:
         "",
     ]
     if numbers:
-        lines += ["| metric | value |", "| --- | --- |", *(f"| {name} | {value:.6g} |" for name, value in numbers)]
+        lines += [
+            "| metric | value |",
+            "| --- | --- |",
+            *(markdown_row((name, f"{value:.6g}")) for name, value in numbers),
+        ]
     else:
         lines.append("None were recorded for this run.")
     lines += ["", "## Limits", "", "Hallucination was not necessarily reduced: compare with a control before use.", ""]

@@ -50,8 +50,9 @@ LAYERS = {
 # The scenes of the offline world are data; what is trained on them stands at the top.
 WORLD = {"world", "scenes", "draw", "language", "hallucinate"}
 
-# "Nothing but results": a report may import what defines an interval, and what makes two results comparable.
-RESULTS = ("hacl.evaluation.statistics", "hacl.evaluation.comparable")
+# "Nothing but results": a report may import what defines an interval, what makes two results comparable,
+# and how text is written down.
+RESULTS = ("hacl.evaluation.statistics", "hacl.evaluation.comparable", "hacl.plain_text")
 
 # Modules that promise to work where torch is not installed.
 TORCH_FREE = ["config.py", "hallucinate", "report"]

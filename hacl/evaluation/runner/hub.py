@@ -15,6 +15,7 @@ from typing import Any
 from hacl.data.images import check_relative
 from hacl.evaluation.runner.places import HUB
 from hacl.evaluation.runner.store import write_json, write_lines
+from hacl.plain_text import file_part
 
 Row = Mapping[str, Any]
 DONE = "source.json"
@@ -95,10 +96,8 @@ def _save(image: Any, target: Path, stem: str) -> str:
 
 
 def _safe(name: str) -> str:
-    """A category that becomes part of a file name. Raises ValueError where it is a path."""
-    if "/" in name or "\\" in name or name.startswith("."):
-        raise ValueError(f"the Hub data set has the category {name!r}, which cannot be part of a file name")
-    return name
+    """A category that becomes part of a file name. Raises ValueError where it cannot."""
+    return file_part(name, "the Hub data set's category")
 
 
 def _column(row: Row, key: str) -> Any:
