@@ -17,8 +17,9 @@ Example:
   python scripts/bench_attention.py --out attention.json
   python scripts/bench_attention.py --trees --hallucinated 4 --image-tokens 144 --rounds 3
 
-Every round runs all layouts in an order drawn anew. Times are medians with quartiles, ratios are taken within a round.
-`pairs` counts the query-key pairs that attention computes, padding included; a causal call counts half of its square.
+Every round runs all layouts in an order drawn anew. Times are medians with quartiles, ratios are taken within a round;
+the CPU time of the process stands beside the clock, for machines that are shared. `pairs` counts the query-key pairs
+that attention computes, padding included; a causal call counts half of its square.
 """
 
 from __future__ import annotations
@@ -180,8 +181,8 @@ def by_similar_length(trees):
     return groups
 
 
-def measure(layouts, rounds: int, seed: int, device) -> dict[str, list[float]]:
-    """Seconds of every layout per round, after one round that does not count."""
+def measure(layouts, rounds: int, seed: int, device) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and CPU seconds of every layout per round, after one round that does not count."""
     import torch
 
     draw, seconds = random.Random(seed), {name: [] for name in layouts}
@@ -189,13 +190,18 @@ def measure(layouts, rounds: int, seed: int, device) -> dict[str, list[float]]:
         for name in draw.sample(sorted(layouts), len(layouts)):
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             layouts[name][0]()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started, time.process_time() - used))
     return seconds
+
+
+def to_dense(seconds: dict[str, list[float]], name: str) -> float:
+    """Median over rounds of the ratio to the dense mask."""
+    return statistics.median(own / dense for own, dense in zip(seconds[name], seconds["dense"], strict=True))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -205,8 +211,8 @@ def main(argv: list[str] | None = None) -> None:
 
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     layouts = build_layouts(arguments, device)
-    seconds = measure(layouts, arguments.rounds, arguments.seed, device)
-    ratios = {name: [t / d for t, d in zip(found, seconds["dense"], strict=True)] for name, found in seconds.items()}
+    measured = measure(layouts, arguments.rounds, arguments.seed, device)
+    seconds, used = ({name: [pair[i] for pair in found] for name, found in measured.items()} for i in (0, 1))
     result = {
         "settings": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
         "hardware": {
@@ -220,7 +226,8 @@ def main(argv: list[str] | None = None) -> None:
                 "pairs": pairs,
                 "seconds": statistics.median(seconds[name]),
                 "quartiles": statistics.quantiles(seconds[name], n=4)[::2] if arguments.rounds > 1 else None,
-                "to_dense": statistics.median(ratios[name]),
+                "to_dense": to_dense(seconds, name),
+                "cpu_to_dense": to_dense(used, name),
             }
             for name, (_, tokens, pairs) in layouts.items()
         },
