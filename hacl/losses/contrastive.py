@@ -218,4 +218,4 @@ def _text_to_image(batch: UnionBatch, rows: slice, scale, positives, exclude_oth
 
 
 def _sum_and_count(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(valid, values.detach(), 0).sum().float(), valid.sum()
+    return torch.where(valid, values.detach(), 0).sum().float(), torch.count_nonzero(valid)
