@@ -41,13 +41,17 @@ class RefusedImage(ValueError):
 def check_relative(path: str) -> None:
     """Refuse (RefusedImage) a path that cannot be one below an image root, whatever is on the disk."""
     if _FOREIGN.match(path):
-        raise RefusedImage(f"image path {path!r} is a URL or names a drive; download it and write a relative path")
+        raise RefusedImage(
+            f"image path {_shown(path)} is a URL or names a drive; download it, write a relative path"
+        )
     if path.startswith(("/", "\\", "~")):
-        raise RefusedImage(f"image path {path!r} is absolute; write it relative to the image root")
+        raise RefusedImage(f"image path {_shown(path)} is absolute; write it relative to the image root")
     if "\\" in path or "\0" in path:
-        raise RefusedImage(f"image path {path!r} has a backslash or NUL in it; write it with forward slashes")
+        raise RefusedImage(f"image path {_shown(path)} has a backslash or NUL in it; write it with forward slashes")
     if not path or ".." in path.split("/"):
-        raise RefusedImage(f"image path {path!r} is empty or climbs out of its folder; write it below the image root")
+        raise RefusedImage(
+            f"image path {_shown(path)} is empty or climbs out of its folder; write one below the root"
+        )
 
 
 def resolve_image(root: Path | str, relative: str) -> Path:
@@ -69,15 +73,15 @@ def resolve_image(root: Path | str, relative: str) -> Path:
     except (RuntimeError, ValueError, OSError) as error:  # links in a circle; a name that no file can have
         if isinstance(error, OSError) and error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise
-        raise RefusedImage(f"image path {path!r} leads to no file in {root} ({error}); mend it") from error
+        raise RefusedImage(f"image path {_shown(path)} leads to no file in {root} ({error}); mend it") from error
     if not found.is_relative_to(inside):
         raise RefusedImage(
-            f"image path {path!r} is a link that leaves the image root {root}; set the root to its target"
+            f"image path {_shown(path)} is a link that leaves the image root {root}; set the root to its target"
         )
     if not exists:
-        raise FileNotFoundError(f"image {path!r} is not in {root}; check the image root or remove the record")
+        raise FileNotFoundError(f"image {_shown(path)} is not in {root}; check the image root or remove the record")
     if not is_file:
-        raise RefusedImage(f"image path {path!r} in {root} is not a file")
+        raise RefusedImage(f"image path {_shown(path)} in {root} is not a file")
     return found
 
 
@@ -164,6 +168,10 @@ def _check_size(path: Path | str, size: tuple[int, int], max_pixels: int, max_as
         raise RefusedImage(f"{path}: {width} x {height} pixels, the limit is {max_pixels}; make it smaller")
     if max(width, height) > max_aspect_ratio * min(width, height):
         raise RefusedImage(f"{path}: {width} x {height} is narrower than 1:{max_aspect_ratio:g}; crop it")
+
+
+def _shown(path: str) -> str:
+    return repr(path) if len(path) <= 300 else repr(path[:300]) + "..."
 
 
 def _first_bytes(file) -> str:

@@ -16,6 +16,7 @@ KNOWN_KEYS = {
     *UPSTREAM_HALLUCINATED_KEYS,
 }  # fmt: skip
 LONGEST_TEXT = 1_000_000  # characters
+LONGEST_NAME = 2_000  # of an id or a path
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -28,8 +29,8 @@ class Fields:
 
     def error(self, key: str, problem: str, fix: str) -> RecordError:
         name = self.raw.get("id")
-        record = f" record {name!r}" if isinstance(name, (str, int)) else ""
-        return RecordError(f"{self.where}:{record} key {key!r}: {problem}; {fix}")
+        record = f" record {shown(name)}" if isinstance(name, (str, int)) else ""
+        return RecordError(f"{self.where}:{record} key {shown(key)}: {problem}; {fix}")
 
     def identifier(self, key: str) -> str:
         value = self.raw.get(key)
@@ -37,6 +38,8 @@ class Fields:
             return ""
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
             raise self.error(key, f"found {kind_of(value)}", "write a non-empty text or a whole number")
+        if (value.bit_length() if isinstance(value, int) else len(value)) > LONGEST_NAME:
+            raise self.error(key, f"longer than {LONGEST_NAME} characters", "shorten it")
         return self.text(key, str(value), strip=False)
 
     def text(self, key: str, value: Any, *, strip: bool = True) -> str:
@@ -74,7 +77,10 @@ class Fields:
         if value is None or value == []:
             return ()
         values = value if isinstance(value, list) else [value]
-        return tuple(self.text(key, item, strip=False) for item in values)
+        paths = tuple(self.text(key, item, strip=False) for item in values)
+        if any(len(path) > LONGEST_NAME for path in paths):
+            raise self.error(key, f"a path of more than {LONGEST_NAME} characters", "shorten it")
+        return paths
 
     def captions(self) -> tuple[str, ...]:
         for key in CAPTION_KEYS:
@@ -102,7 +108,7 @@ class Fields:
             raise self.error(key, f"expected a turn, found {kind_of(turn)}", 'write {"role": ..., "content": ...}')
         role = turn.get("role", turn.get("from"))
         if not isinstance(role, str) or role not in _ROLES:
-            raise self.error(key, f"role {role!r} is unknown", f"use one of {', '.join(_ROLES)}")
+            raise self.error(key, f"role {shown(role)} is unknown", f"use one of {', '.join(_ROLES)}")
         return Turn(_ROLES[role], self.text(key, turn.get("content", turn.get("value")), strip=False))
 
     def hallucinated(self, num_captions: int) -> tuple[HallucinatedCaption, ...]:
@@ -121,19 +127,21 @@ class Fields:
         text = self.text(f"{key}.text", item.get("text"), strip=item.get("span") is None)
         kind = item.get("type", "other")
         if kind not in HALLUCINATION_TYPES:
-            near = difflib.get_close_matches(str(kind), HALLUCINATION_TYPES, n=1)
+            near = difflib.get_close_matches(str(kind)[:100], HALLUCINATION_TYPES, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(HALLUCINATION_TYPES)}"
-            raise self.error(f"{key}.type", f"{kind!r} is unknown", hint)
+            raise self.error(f"{key}.type", f"{shown(kind)} is unknown", hint)
         span = item.get("span")
         if span is not None:
             if not (isinstance(span, (list, tuple)) and len(span) == 2 and all(type(edge) is int for edge in span)):
-                raise self.error(f"{key}.span", f"found {span!r}", "write [start, end] as whole numbers")
+                raise self.error(f"{key}.span", f"found {shown(span)}", "write [start, end] as whole numbers")
             if not 0 <= span[0] <= span[1] <= len(text):
-                raise self.error(f"{key}.span", f"{list(span)} leaves the text of {len(text)} characters", "mend it")
+                raise self.error(
+                    f"{key}.span", f"{shown(list(span))} leaves a text of {len(text)} characters", "mend it"
+                )
             span = (span[0], span[1])
         of = item.get("of")
         if of is not None and not (type(of) is int and 0 <= of < num_captions):
-            raise self.error(f"{key}.of", f"{of!r} is no index into {num_captions} caption(s)", "mend or drop it")
+            raise self.error(f"{key}.of", f"{shown(of)} is no index into {num_captions} caption(s)", "mend or drop it")
         source = item.get("source", "")
         if not isinstance(source, str):
             raise self.error(f"{key}.source", f"expected text, found {kind_of(source)}", "write a JSON string")
@@ -150,9 +158,19 @@ class Fields:
             fix = 'write {"dog": 1, ...} or ["dog", ...], or null where the image is not annotated'
             raise self.error("objects", f"expected names with counts or a list, found {kind_of(value)}", fix)
         for name, count in value.items():
-            if type(count) is not int or count < 1:
-                raise self.error(f"objects.{name}", f"count {count!r}", "write a number above 0, no absent ones")
+            self.text(f"objects.{name}", name)
+            if type(count) is not int or not 1 <= count < 2**31:
+                raise self.error(f"objects.{name}", f"count {shown(count)}", "write a number above 0, no absent ones")
         return dict(value)
+
+
+def shown(value: Any) -> str:
+    """`repr` for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of many thousand digits
+        return kind_of(value)
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def kind_of(value: Any) -> str:

@@ -339,7 +339,7 @@ def test_a_link_below_the_image_folder_leads_nothing_out(tmp_path):
     assert list(outside.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["x" * 300 + ".png", "y/" * 3000 + "z.png"])
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "y/" * 900 + "z" * 300 + ".png"])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
     image = io.BytesIO()
     from PIL import Image
