@@ -32,6 +32,10 @@ def _needs_hallucinated(config: Any) -> bool:
     return any(getattr(config.objective, name) for name in names)
 
 
+def _makes_trees(objective: Any) -> bool:
+    return objective.form == "eos_branch" or objective.share_prefixes
+
+
 def _shares_something(config: Any) -> bool:
     """Whether a step decodes several texts of one sample."""
     objective = config.objective
@@ -252,9 +256,9 @@ RULES: list[Rule] = [
         "objective.contrastive_weight > 0",
     ),
     (
-        lambda c: c.objective.share_prefixes and c.objective.text_pool != "last",
-        "objective.share_prefixes spreads a caption over several places of a row, and a mean is read from one place; "
-        "it needs objective.text_pool=last",
+        lambda c: c.model.attn_implementation == "flash_attention_2" and _makes_trees(c.objective),
+        "model.attn_implementation=flash_attention_2 sees independent sequences only; objective.form=eos_branch and "
+        "objective.share_prefixes need auto, flex_attention, segments or sdpa",
     ),
     (
         lambda c: c.objective.share_prefixes and not _shares_something(c),

@@ -57,9 +57,10 @@ class PackedCollator:
         how many tokens that saved, with share_prefixes; image_source (R, T), index into the I*N image tokens or -1;
         pixel_values (I, 3, H, W) or image_features (I, N, Dv); label_read (Nl, 2), the position whose state predicts,
         with label_target and label_sequence (Nl); sequence_kind and sequence_sample (S); image_read (B, 3) and
-        image_valid (B); caption_read (B, C, 3) and hallucinated_read (B, K, 3), or caption_states (B, C, D) and
-        hallucinated_states (B, K, D) when text is constant; caption_valid, hallucinated_valid, hallucinated_type,
-        caption_keys and hallucinated_keys (equal for equal texts); image_ids and sample_index (B); image_tokens (N).
+        image_valid (B); caption_read (B, C, 3) and hallucinated_read (B, K, 3), with caption_places and
+        hallucinated_places (..., L) where a mean is read in a tree, or caption_states (B, C, D) and hallucinated_states
+        (B, K, D) when text is constant; caption_valid, hallucinated_valid, hallucinated_type, caption_keys and
+        hallucinated_keys (equal for equal texts); image_ids and sample_index (B); image_tokens (N).
         """
         layout = Layout(self.encoder, self.objective, has_text=self.text_states is None)
         for b, sample in enumerate(samples):

@@ -124,10 +124,13 @@ class Layout:
             for index, path in zip(members, tree.columns, strict=True)
         }
 
-        def place(read: Read) -> Read:
+        def columns(read: Read) -> tuple[int, list[int]]:
             row, corner = corners[self.home[read[0]]]
-            path = paths[read[0]]
-            return row, corner + path[read[1]], corner + path[read[2] - 1] + 1
+            return row, [corner + column for column in paths[read[0]][read[1] : read[2]]]
+
+        def place(read: Read) -> Read:
+            row, found = columns(read)
+            return row, found[0], found[-1] + 1
 
         labels = [(*place((s, t, t + 1))[:2], target, seq) for s, t, target, seq in self.label_positions]
         labels_Nl4 = torch.tensor(labels, dtype=torch.long).reshape(-1, 4)
@@ -149,6 +152,8 @@ class Layout:
         batch["hallucinated_type"] = types
         if objective.contrastive_weight:
             batch |= self._contrastive(batch_size, place)
+            if self.has_text and objective.share_prefixes and objective.text_pool == "mean":
+                batch |= self._places(batch_size, columns)
         return batch
 
     def _rows(
@@ -215,6 +220,16 @@ class Layout:
         if self.has_text:
             table.update(caption_read=reads["caption"], hallucinated_read=reads["hallucinated"])
         return table
+
+    def _places(self, batch_size: int, columns: Callable[[Read], tuple[int, list[int]]]) -> dict[str, Tensor]:
+        """Columns of every text whose mean is read: in a tree they need not be neighbours."""
+        found = {key: columns(read)[1] for key, read in self.text_reads.items()}
+        longest = max(map(len, found.values()), default=1)
+        slots = {"caption": max(1, self.objective.num_captions), "hallucinated": self.objective.num_hallucinated}
+        tables = {name: torch.full((batch_size, count, longest), -1) for name, count in slots.items()}
+        for (kind, b, slot), own in found.items():
+            tables[kind][b, slot, : len(own)] = torch.tensor(own)
+        return {f"{name}_places": table for name, table in tables.items()}
 
 
 def makes_trees(objective) -> bool:

@@ -73,7 +73,7 @@ def sequence_bounds(segment_ids_RT: Tensor) -> tuple[Tensor, int]:
     begins_RT = torch.ones_like(segment_ids_RT, dtype=torch.bool)
     begins_RT[:, 1:] = segment_ids_RT[:, 1:] != segment_ids_RT[:, :-1]
     bounds = torch.cat(
-        [begins_RT.flatten().nonzero().squeeze(-1), begins_RT.new_tensor([begins_RT.numel()], dtype=int)]
+        [begins_RT.flatten().nonzero().squeeze(-1), begins_RT.new_tensor([begins_RT.numel()], dtype=torch.long)]
     )
     return bounds.int(), int(bounds.diff().max())
 

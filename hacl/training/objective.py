@@ -25,7 +25,7 @@ from hacl.losses.lm import likelihood_margin, sequence_log_likelihood
 from hacl.models.adapters import Adapter, find_adapter
 from hacl.models.attention import packed_attention
 from hacl.models.heads import ContrastiveHeads
-from hacl.models.reads import read_spans
+from hacl.models.reads import read_places, read_spans
 from hacl.training.build import make_heads
 from hacl.training.contrastive_step import (
     FEATURES,
@@ -230,7 +230,12 @@ class HaclModel(PreTrainedModel):
             texts = [batch[name].to(states_RTD.dtype) for name in ("caption_states", "hallucinated_states")]
         else:
             source = states_RTD.detach() if is_frozen(self.adapter.decoder) else states_RTD
-            texts = [read_spans(source, batch[name]) for name in ("caption_read", "hallucinated_read")]
+            texts = [
+                read_places(source, batch[f"{name}_read"], batch[f"{name}_places"])
+                if f"{name}_places" in batch
+                else read_spans(source, batch[f"{name}_read"])
+                for name in ("caption", "hallucinated")
+            ]
         return Representations(image_BD, *texts)
 
     def _generation(
