@@ -65,6 +65,7 @@ TABLES = {
     ],
 }
 NAMES = [name for names in TABLES.values() for name in names]
+BORROWED = {"Shift table: consistency and magnitude against recovery"}  # its commands are those of the table before it
 GIVEN = ("runs/task_states",)  # the reader's own
 NEEDED = {  # what a setting cannot be without
     "objective.queue_hallucinated": ["objective.queue_size=8", "objective.hard_scope=global"],
@@ -132,6 +133,13 @@ CALLS = [
 def test_every_table_of_a_paper_has_its_section(paper):
     found = [name for name in sections("## ", paper) if not name.startswith("The ")]
     assert found == TABLES[paper]
+
+
+def test_the_overview_names_every_table_and_those_without_commands():
+    listed = re.findall(r"^\| \[(.+?)\]\(#.+?\) \| (in part|yes|no) \|", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    assert [name for name, _ in listed] == NAMES
+    for name, has in listed:
+        assert (has == "no") == ("```bash" not in sections("## ")[name] and not BORROWED & {name}), name
 
 
 @pytest.mark.parametrize("name", NAMES)
