@@ -16,11 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PRESETS = {
     "stage1": [],
-    "stage1-vision": [],
+    "stage1-vision": ["objective.form=eos_branch", "objective.lm_loss=chunked"],
     "stage1-llm": ["objective.form=strict", "train.gradient_checkpointing=true"],
     "stage2": ["data.prompt=what is it ?", "train.grouping=modality"],
     "stage2-lora": ["model.lora.rank=4", "train.grouping=length", "train.gradient_accumulation_steps=2"],
-    "posthoc": ["train.bf16=true", "train.cache_vision_features=true"],
+    "posthoc": [
+        "train.bf16=true",
+        "train.cache_vision_features=true",
+        "objective.share_prefixes=true",
+        "train.cache_text_states=false",
+    ],
 }
 
 
