@@ -42,6 +42,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=numbers, default=[256, 1024, 4096, 16384], help="samples of the loss")
     parser.add_argument("--widths", type=numbers, default=[256, 1024], help="sizes of the contrastive space")
+    parser.add_argument("--losses", type=lambda text: text.split(","), default=list(LOSSES), help="which (default all)")
     parser.add_argument("--loop-limit", type=int, default=1024, help="samples up to which the loops run (default 1024)")
     parser.add_argument("--fp64-limit", type=int, default=4096, help="samples up to which errors are against fp64")
     parser.add_argument("--steps", type=numbers, default=[16, 64, 256, 1024], help="contrastive batches of a step")
@@ -138,7 +139,7 @@ def compare_losses(point: dict, arguments) -> dict:
 
     draw = functools.partial(draw_features, point["batch"], point["width"], seed=arguments.seed, device=point["device"])
     within = point["batch"] <= arguments.loop_limit
-    names = [name for name in LOSSES if within or not name.startswith("loop")]
+    names = [name for name in arguments.losses if within or not name.startswith("loop")]
     references = {"": ("open_clip", torch.float64 if point["batch"] <= arguments.fp64_limit else torch.float32)}
     if within:
         references["_hard"] = ("loop_hard", torch.float64)

@@ -5,9 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from hacl.config import load_config
 from hacl.data.collate import PackedCollator
+from hacl.data.records import write_records
+from hacl.data.sources import open_source
+from hacl.data.stream_dataset import StreamDataset
 from hacl.training.grad_cache import Window
 from hacl.training.runtime import training_arguments
 from hacl.training.sampler import GlobalBatchSampler
@@ -23,6 +27,7 @@ from tests.unit.test_grad_cache import (
     window_step,
 )
 from tests.unit.test_packed_step import build, conversation, make_records
+from tests.unit.test_sources import Names, records, stream
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -127,3 +132,22 @@ def test_batch_norm_of_a_tower_that_trains_counts_every_sample_once(tiny_llava, 
     before = {key: value.clone() for key, value in model.named_buffers()}
     Window(model, batches).open(lambda batch: batch)
     assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_in_chunks_gives_the_samples_of_the_uncut_stream_over_epochs(tmp_path, workers, known):
+    write_records(tmp_path / "a.jsonl", records(27))
+
+    def read(chunk, numbers, rank):
+        made = stream(open_source(str(tmp_path / "a.jsonl")), rank, 2, batch_size=5)
+        samples = StreamDataset(made, Names(), made.batches_per_epoch() if known else None, chunk=chunk)
+        loader = DataLoader(samples, batch_sampler=[[n] for n in numbers], num_workers=workers, collate_fn=list)
+        return samples.parts, list(loader)
+
+    for rank in range(2):
+        _, whole = read(None, range(5), rank)
+        parts, cut = read(2, range(15), rank)
+        assert parts == 3 and [len(part) for part in cut] == [2, 2, 1] * 5
+        assert [sum(cut[i : i + 3], []) for i in range(0, 15, 3)] == whole
+        assert read(2, range(7, 12), rank)[1] == cut[7:12], "going on in the middle of a batch"
