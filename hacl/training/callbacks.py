@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from hacl.data.records import Record
+from hacl.training.stopping import Stopped
 from hacl.training.storage import storage_errors
 
 
@@ -30,6 +32,15 @@ def keep_until(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def leaving_to_the_loop() -> Iterator[None]:
+    """For a callback in the middle of a step: a request to stop ends it, and the loop stops after logging the step."""
+    try:
+        yield
+    except Stopped:
+        return
 
 
 class JsonLines(TrainerCallback):
@@ -103,7 +114,7 @@ class SampleCaptions(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if not self.every or not self.records or state.global_step % self.every:
             return
-        with self.paused():
+        with self.paused(), leaving_to_the_loop():
             self._write(args, state)
 
     def _write(self, args, state) -> None:

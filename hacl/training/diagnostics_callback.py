@@ -22,7 +22,7 @@ from hacl.data.dataset import TrainingDataset
 from hacl.data.records import HALLUCINATION_TYPES, Record
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.lm import sequence_log_likelihood, token_losses
-from hacl.training.callbacks import keep_until
+from hacl.training.callbacks import keep_until, leaving_to_the_loop
 from hacl.training.objective import HaclModel
 from hacl.training.state_measures import gap_measures, paired_margins
 
@@ -108,7 +108,8 @@ class StateDiagnostics(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every == 0:
-            self._write(args, state)
+            with leaving_to_the_loop():
+                self._write(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.writer is not None:
