@@ -1,0 +1,153 @@
+"""One process: resumed to the bit, stopped on request wherever it is, and no update from what is not finite."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hacl.training import grad_cache, survival, trainer
+from tests.e2e.helpers import losses, refuses
+
+pytestmark = pytest.mark.slow
+LORA = ["model.preset=stage1-llm", "model.lora.rank=4", "model.lora.dropout=0.2", "objective.learn_temperature=true"]
+WINDOW = ["train.per_device_batch_size=2", "train.gradient_accumulation_steps=2"]
+WAYS = {
+    "full, accumulation, workers": ["model.preset=stage1-llm", *WINDOW, "train.num_workers=2"],
+    "LoRA, GradCache, queue": [*LORA, *WINDOW, "train.grad_cache=true", "objective.queue_size=6"],
+    "LoRA, stream, workers": [*LORA, "data.stream=true", "data.shuffle_buffer=8", "train.cache_text_states=false",
+                              "train.num_workers=1"],
+}  # fmt: skip
+
+
+def tensors_of(checkpoint):
+    files = sorted(checkpoint.rglob("*.safetensors"))
+    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Record ids of every step, and what to do in one."""
+    seen = {"ids": {}, "at": {}}
+    begin = trainer.HaclTrainer.begin_step
+
+    def begin_step(self, records):
+        step = self.state.global_step + 1
+        seen["ids"][step], seen["trainer"] = records, self
+        begin(self, records)
+        seen["at"].pop(step, lambda: None)()
+
+    monkeypatch.setattr(trainer.HaclTrainer, "begin_step", begin_step)
+    return seen
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_resumed_within_an_epoch_has_the_losses_weights_and_records_of_an_unbroken_one(command, seen, way):
+    how = [*WAYS[way], "train.max_steps=8", "train.save_steps=3", "train.save_total_limit=null"]  # five steps per epoch
+    assert command(*how) == 0
+    log = [json.loads(line) for line in (command.run / "metrics.jsonl").read_text().splitlines()]
+    before = [(row["step"], repr(row["loss"]), repr(row["grad_norm"])) for row in log if "loss" in row]
+    weights, ids = tensors_of(command.run / "checkpoint-8"), dict(seen["ids"])
+    for step in (6, 8):
+        shutil.rmtree(command.run / f"checkpoint-{step}")
+    seen["ids"].clear()
+    assert command(*how) == 0
+    log = [json.loads(line) for line in (command.run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], repr(row["loss"]), repr(row["grad_norm"])) for row in log if "loss" in row] == before
+    after = tensors_of(command.run / "checkpoint-8")
+    assert set(after) == set(weights) and all(torch.equal(after[name], weights[name]) for name in weights)
+    assert seen["ids"] == {step: ids[step] for step in range(4, 9)}
+
+
+def test_a_validation_does_not_change_what_dropout_draws(command, records):
+    how = [*LORA, "train.max_steps=4", "train.save_steps=0"]
+    assert command(*how) == 0
+    without = losses(command.run)
+    shutil.rmtree(command.run)
+    assert command(*how, f"data.eval_path={records}", "train.eval_steps=1") == 0
+    assert losses(command.run) == without
+
+
+@pytest.mark.parametrize("phase", ["validation", "sampling", "diagnostics"])
+def test_a_signal_in_a_long_phase_saves_the_step_and_leaves(command, records, monkeypatch, capsys, phase):
+    beat, sent = survival.SurvivingTrainer.beat, []
+
+    def noted(self, name, ids=None):
+        beat(self, name, ids)
+        if name == phase and self.state.global_step == 2 and not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGUSR1))
+
+    monkeypatch.setattr(survival.SurvivingTrainer, "beat", noted)
+    how = [f"data.eval_path={records}", "train.eval_steps=2", "log.sample_steps=2", "log.sample_count=1"]
+    how += ["log.sample_max_new_tokens=4", "log.diagnostic_steps=2", "log.diagnostic_count=4", "train.save_steps=0"]
+    assert command(*how, "train.preempt_exit_code=75") == 75
+    assert "stopped by SIGUSR1 after step 2, which is saved" in capsys.readouterr().out
+    assert [path.name for path in command.run.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert command(*how) == 0 and list(losses(command.run)) == [1, 2, 3, 4]
+
+
+def test_a_signal_before_the_first_step_ends_the_start_and_leaves_nothing(command, monkeypatch, capsys):
+    from hacl.training import build
+
+    load = build.load_backbone
+    monkeypatch.setattr(build, "load_backbone", lambda model: os.kill(os.getpid(), signal.SIGTERM) or load(model))
+    assert command() == 0
+    assert "stopped by SIGTERM after step 0" in capsys.readouterr().out
+    assert not list(command.run.glob("*checkpoint*"))
+
+
+def test_the_contrastive_loss_of_a_gradcache_window_is_checked_too(command, seen, monkeypatch, capsys):
+    """Its micro-batches have finite losses here; the loss of the window has not."""
+    open_window = grad_cache.Window.open
+
+    def infinite(self, prepare):
+        report = open_window(self, prepare)
+        if seen["trainer"].state.global_step == 1:
+            report = {name: (total * float("inf"), count) for name, (total, count) in report.items()}
+        return report
+
+    monkeypatch.setattr(grad_cache.Window, "open", infinite)
+    how = [*WINDOW, "train.grad_cache=true", "log.steps=100", "train.save_steps=1"]
+    message = refuses(command, capsys, *how)
+    assert "not finite at step 2" in message and all(name in message for ids in seen["ids"][2] for name in ids)
+    report = json.loads((command.run / "nonfinite-2.json").read_text())
+    assert [part["records"] for part in report["ranks"][0]["micro_batches"]] == seen["ids"][2]
+    assert [path.name for path in command.run.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_after_the_allowed_number_of_skips_the_run_stops(command, monkeypatch, capsys):
+    compose = trainer.compose
+    monkeypatch.setattr(trainer, "compose", lambda *parts: compose(*parts) * float("nan"))
+    message = refuses(command, capsys, "train.on_nonfinite=skip", "train.max_nonfinite_skips=2")
+    assert "at step 3 after 2 skipped steps" in message
+    assert {path.name for path in command.run.glob("nonfinite-*")} == {f"nonfinite-{step}.json" for step in (1, 2, 3)}
+
+
+def test_a_log_that_cannot_be_written_is_named_and_the_checkpoints_stay(command, monkeypatch, capsys):
+    original = Path.open
+
+    def full(self, mode="r", *arguments, **options):
+        if self.name == "metrics.jsonl" and mode == "a" and (command.run / "checkpoint-2").is_dir():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    message = refuses(command, capsys)
+    assert "cannot write metrics.jsonl" in message and str(command.run) in message and "No space left" in message
+    monkeypatch.undo()
+    assert command() == 0 and list(losses(command.run)) == [1, 2, 3, 4]
+
+
+def test_a_run_killed_after_its_last_checkpoint_still_names_the_best_one(command, records):
+    how = [f"data.eval_path={records}", "train.eval_steps=2", "train.best_metric=eval_loss"]
+    assert command(*how) == 0
+    chosen = json.loads((command.run / "result.json").read_text())["checkpoint"]
+    state_path = command.run / "checkpoint-4/trainer_state.json"
+    assert Path(json.loads(state_path.read_text())["best_model_checkpoint"]).name == chosen
+    (command.run / "result.json").unlink()
+    assert command(*how) == 0
