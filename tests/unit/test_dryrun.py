@@ -11,7 +11,6 @@ from hacl.training.dryrun import Prediction, describe, hours, optimizer_steps
 from hacl.training.memory import GIB, StepMemory, state_bytes, total_bytes
 from tests.tiny import write_tiny_records
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -127,7 +127,17 @@ def test_a_batch_without_images_runs_a_blank_one_that_the_least_work_leaves_out(
     assert work.text_contexts == work.contexts
 
 
-@pytest.mark.parametrize("settings", [{}, {"form": "strict"}, {"likelihood_margin_weight": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"form": "strict"},
+        {"form": "eos_branch"},
+        {"likelihood_margin_weight": 1.0},
+        {"likelihood_margin_weight": 1.0, "share_prefixes": True},
+    ],
+    ids=str,
+)
 def test_contexts_are_those_of_a_dictionary_of_prefixes(wide, tmp_path, settings):
     records = make_records(tmp_path)
     records += [
@@ -155,6 +165,17 @@ def test_padding_packing_and_repeated_sequences_do_not_change_the_least_work(wid
     for name in ("input_ids", "segment_ids", "image_source", "position_ids"):
         twice[name] = torch.cat([batch[name], batch[name]])
     assert cost.minimal(count_work(twice)) == results[0][0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"likelihood_margin_weight": 1.0}], ids=str)
+def test_shared_prefixes_save_work_that_the_least_work_did_not_have(wide, tmp_path, settings):
+    shared, apart = (
+        prepare(wide, tmp_path, num_hallucinated=2, share_prefixes=share, **settings) for share in (True, False)
+    )
+    works = [count_work(batch) for _, batch, _ in (shared, apart)]
+    assert shared[2].minimal(works[0]) == apart[2].minimal(works[1])
+    assert works[0].tokens < works[1].tokens and works[0].packed_pairs < works[1].packed_pairs
+    assert_counted(*shared)
 
 
 def test_constant_text_needs_no_backward_and_cached_text_and_features_no_pass(wide, tmp_path):
