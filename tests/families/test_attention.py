@@ -74,6 +74,13 @@ def test_images_of_one_row_see_each_other_only_where_the_facts_say(family):
     assert bool(sees(family, inputs, int(at_image[0]))[at_image[-1]]) == family.facts.images_share
 
 
+def logits_of(family, packed: dict[str, Any]):
+    """Logits (T, V) of one call of the decoder."""
+    states = family.decoder(**packed, use_cache=False).last_hidden_state
+    return family.model.get_output_embeddings()(states)[0]
+
+
+@torch.no_grad()
 def test_two_rows_packed_in_one_are_what_they_are_alone(family):
     """Embeddings, positions and a mask suffice, but for two masks by kind of block and DeepStack's features."""
     facts = family.facts
@@ -96,11 +103,11 @@ def test_two_rows_packed_in_one_are_what_they_are_alone(family):
         packed["visual_pos_masks"] = torch.cat([decoder["visual_pos_masks"] for decoder, *_ in calls], dim=1)
         layers = zip(*[decoder["deepstack_visual_embeds"] for decoder, *_ in calls], strict=True)
         packed["deepstack_visual_embeds"] = [torch.cat(layer) for layer in layers]
-    with torch.no_grad():
-        together = family.decoder(**packed, use_cache=False).last_hidden_state
-        logits = family.model.get_output_embeddings()(together)[0]
-        alone = torch.cat([family.model(**row).logits[0] for row in rows])
-    torch.testing.assert_close(logits, alone, rtol=0, atol=1e-4)
+    alone = torch.cat([family.model(**row).logits[0] for row in rows])
+    torch.testing.assert_close(logits_of(family, packed), alone, rtol=0, atol=1e-4)
+    joined = torch.ones_like(mask).tril()
+    packed["attention_mask"] = dict.fromkeys(packed["attention_mask"], joined) if facts.layer_types else joined
+    assert (logits_of(family, packed) - alone).abs().max() > 0.1, "a wrong mask would go unnoticed"
 
 
 def test_deepstack_features_are_added_after_a_block_and_before_what_follows_it(family):
