@@ -26,8 +26,12 @@ from hacl.models.attention_masks import (
     sequence_bounds,
 )
 
-SHORT_ROW = 64  # tokens up to which one dense mask costs less on a CPU than several attention calls
+SHORT_ROW = 64  # tokens up to which one dense mask costs no more on a CPU than several attention calls
 TREES = ("sdpa", "eager", "segments", "flex_attention")
+NO_TREES = (
+    "flash_attention_2 sees independent sequences only; objective.form=eos_branch and objective.share_prefixes need "
+    "model.attn_implementation=flex_attention, segments or sdpa"
+)
 
 
 def segment_attention(
@@ -87,12 +91,6 @@ def packed_attention(
         return {"attention_mask": unused, "segments": bucket_segments(segment_ids_RT, subtree_end_RT)}
     mask = dense_mask(segment_ids_RT, subtree_end_RT)
     return {"attention_mask": additive_mask(mask, dtype) if implementation == "eager" else mask}
-
-
-NO_TREES = (
-    "flash_attention_2 sees independent sequences only; objective.form=eos_branch and objective.share_prefixes need "
-    "model.attn_implementation=flex_attention, segments or sdpa"
-)
 
 
 def resolve(asked: str, *, trees: bool, dtype: torch.dtype, compiled: bool = False, device: str | None = None) -> str:
