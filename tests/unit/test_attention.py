@@ -82,6 +82,14 @@ def test_the_block_mask_sees_what_the_dense_mask_sees(trees):
     assert torch.equal(found.mask_mod(row, 0, query, key), dense_mask(segments, ends if trees else None)[:, 0])
 
 
+def test_flash_attention_never_takes_trees_for_sequences():
+    segments, ends = random_rows(0, trees=True)
+    with pytest.raises(ValueError, match="independent sequences only"):
+        attention.packed_attention("flash_attention_2", segments, ends, torch.float32)
+    with pytest.raises(ValueError, match="packed rows need one of"):
+        attention.packed_attention("paged", segments, None, torch.float32)
+
+
 def test_sequence_bounds_cut_rows_at_sequences_and_padding():
     bounds, longest = sequence_bounds(torch.tensor([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0]]))
     assert bounds.tolist() == [0, 2, 5, 6, 10, 12] and bounds.dtype == torch.int32 and longest == 4
