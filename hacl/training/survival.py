@@ -95,8 +95,9 @@ class SurvivingTrainer(Trainer):
         """A window of micro-batches was read. records: ids of each, on this rank."""
         if self.guard is None:
             return
-        self.beat("forward and backward", [name for ids in records for name in ids])
-        self.guard.begin(records, step=self.state.global_step + 1)
+        step = self.state.global_step + 1
+        self.watchdog.beat("forward and backward", step=step, records=[name for ids in records for name in ids])
+        self.guard.begin(records, step=step)
         self._before_step = self.keep_state() if self.config.train.on_nonfinite == "skip" else {}
 
     def note_loss(self, loss: Tensor) -> None:

@@ -20,6 +20,7 @@ import torch
 PREFIX = "hacl/heartbeat"
 NAMED = 8  # records in a heartbeat
 EARLY = 0.8  # share of the timeout after which a standstill is reported, before the collective gives up
+WAITING = ("torch/distributed", "nn/parallel/distributed", "deepspeed/comm", "autograd/graph")  # where it is quiet
 LOST = ("timed out", "timeout", "connection closed", "connection reset", "aborted", "broken pipe")
 
 
@@ -122,8 +123,7 @@ def late_ranks(words: Sequence[dict[str, Any] | None]) -> list[int]:
 
 
 def _waits(word: dict[str, Any]) -> bool:
-    where = word.get("where", "torch/distributed")
-    return "torch/distributed" in where or "deepspeed/comm" in where or "autograd/graph" in where
+    return any(mark in word.get("where", WAITING[0]) for mark in WAITING)
 
 
 def _told(word: dict[str, Any] | None) -> str:

@@ -23,6 +23,7 @@ def word(count, **more):
         ([word(4), None, word(4)], [1]),
         ([word(4), word(4)], []),
         ([word(4, where="torch/distributed/c10d.py:1 all_reduce"), word(4, where="data/images.py:9 load")], [1]),
+        ([word(4, where="nn/parallel/distributed.py:2 _sync"), word(4, where="data/images.py:9 load")], [1]),
         ([word(4, where="a/images.py:9 load"), word(4, where="b/images.py:9 load")], []),
     ],
 )
