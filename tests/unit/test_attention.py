@@ -284,3 +284,4 @@ def test_decoders_for_which_packing_is_exact_are_accepted():
         assert obstacle(CONFIG_MAPPING[kind](), longest=2049) is None
     assert "both directions" in obstacle(CONFIG_MAPPING["gemma"](), longest=9, family="paligemma")
     assert obstacle(CONFIG_MAPPING["mistral"](sliding_window=100), longest=100) is None
+    assert obstacle(CONFIG_MAPPING["mistral"](sliding_window=99), longest=100) is not None
