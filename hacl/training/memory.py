@@ -66,7 +66,7 @@ def total_bytes(
     Without DeepSpeed, one process that does not accumulate makes its gradients anew, and they take the place of
     activations; everywhere else they stay beside them.
     """
-    if stage is None and ranks == 1 and config.train.gradient_accumulation_steps == 1:
+    if stage is None and ranks == 1 and config.train.chunks_per_step == 1:
         gradients = trained * 4
         return states - gradients + max(step.with_gradients, gradients)
     return states + step.activations
