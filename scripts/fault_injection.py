@@ -199,7 +199,8 @@ def strike(setting: Setting, run: Path, world_size: int, chance: random.Random, 
         return None
     if process.returncode != -signal.SIGKILL:
         raise UnusableRun(f"start failed with status {process.returncode}: {tail(run)}")
-    hit = "save" if saving(run) else "steps" if training_began(run, began_at) else "start-up"
+    # What an earlier kill left is there until the loop begins.
+    hit = "start-up" if not training_began(run, began_at) else "save" if saving(run) else "steps"
     return aimed, hit, time.monotonic() - clock
 
 
@@ -246,7 +247,7 @@ def leave_alone(setting: Setting, world_size: int) -> tuple[tuple, dict[str, flo
 
 
 def torment(setting: Setting, world_size: int, kills: int, chance: random.Random, done: list[Kill]) -> int:
-    """Kill runs until there are `kills` in `done`, and let the last run finish. Returns how many finished as expected."""
+    """Kill runs until there are `kills` in `done`, and let the last run finish. Returns how many ended as expected."""
     expected, usual = leave_alone(setting, world_size)
     number = 0
     while True:

@@ -184,9 +184,15 @@ def all_runs(rank: int, yaml: str, folder: Path, eval_path: str) -> dict:
     """What every run of this launch showed on this rank."""
     multiprocessing.current_process().daemon = False  # or it could have no loader workers
     multiprocessing.set_start_method("fork", force=True)  # as in a rank that a launcher started
-    session = Session(rank, yaml, folder)
-    facts = {name: interrupt(session, name, how, eval_path) for name, how in RESUMED.items()}
-    facts |= {name: poison(session, name, how) for name, how in NONFINITE.items()}
+    session, facts = Session(rank, yaml, folder), {}
+    # ZeRO-3 changes how models are made in this process for good, so the runs go from no DeepSpeed to its last stage.
+    for name, how in sorted({**RESUMED, **NONFINITE}.items(), key=lambda item: stage_of(item[1])):
+        facts[name] = interrupt(session, name, how, eval_path) if name in RESUMED else poison(session, name, how)
     if rank == 0:
         shutil.rmtree(folder)
     return facts
+
+
+def stage_of(how: tuple[str, ...]) -> str:
+    """The setting of DeepSpeed among overrides, nothing without it."""
+    return next((setting for setting in how if setting.startswith("train.deepspeed=")), "")
