@@ -21,7 +21,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,24 +168,39 @@ class Behaviours:
 def read_rows(paths: Sequence[Path | str], behaviours: Behaviours, image_root: Path | str | None) -> list[ContrastRow]:
     """Rows of JSONL files, JSON arrays, or JSON objects of objects, with their continuations.
 
+    Where one id means different rows in two files (those of POPE count from 1), every id becomes `FILE/ID`, FILE being
+    the stem of its file, as `steer.py sweep` names questions. A row that two files have alike comes once.
+
     Raises:
         FileNotFoundError: a file or an image is missing.
-        ValueError: what is wrong, with file and row; an id that occurs twice.
+        ValueError: what is wrong, with file and row; an id that occurs twice in a file.
     """
-    root, rows, seen = None if image_root is None else Path(image_root), [], set()
+    root = None if image_root is None else Path(image_root)
+    files: list[tuple[str, dict[str, ContrastRow]]] = []
     for path in map(Path, paths):
+        found: dict[str, ContrastRow] = {}
         for key, raw in _raw_rows(path):
             where = f"{path}: row {key}"
             if not isinstance(raw, dict):
                 raise ValueError(f"{where}: expected an object, found {type(raw).__name__}")
             row = behaviours.row({"file": path.stem, "key": key, **raw}, root, where)
-            if row.id in seen:
+            if row.id in found:
                 raise ValueError(f"{where}: id {row.id!r} occurs twice")
-            seen.add(row.id)
-            rows.append(row)
+            found[row.id] = row
+        files.append((path.stem, found))
+    rows: dict[str, ContrastRow] = {}
+    clash = any(rows.setdefault(row.id, row) != row for _, found in files for row in found.values())
+    if clash:
+        rows = {}
+        for stem, found in files:
+            named = {f"{stem}/{row.id}": row for row in found.values()}
+            twice = next((name for name in named if name in rows), None)
+            if twice is not None:
+                raise ValueError(f"{', '.join(map(str, paths))}: id {twice!r} occurs twice; rename one of the files")
+            rows.update({name: replace(row, id=name) for name, row in named.items()})
     if not rows:
         raise ValueError(f"{', '.join(map(str, paths))}: no row")
-    return rows
+    return list(rows.values())
 
 
 def rows_from_records(records: Iterable[Record], image_root: Path | str, *, prompt: str = "") -> list[ContrastRow]:

@@ -161,6 +161,13 @@ def read_steering_manifest(folder: Path | str) -> dict[str, Any]:
     return content
 
 
+def goes_by_sample(content: Mapping[str, Any]) -> bool:
+    """Whether the method of an artefact (its manifest), or a part of it, looks vectors up by sample id."""
+    settings = content["settings"]
+    own = content["kind"] == "table" or bool(settings.get("per_sample"))
+    return own or any(goes_by_sample(part) for part in settings.get("parts", ()))
+
+
 def load_steerer(folder: Path | str, *, model: nn.Module | Path | str) -> Steerer:
     """The method in an artefact, for `model`: a checkpoint folder, or a model loaded from one.
 

@@ -327,3 +327,17 @@ def test_an_id_that_occurs_twice_is_named(tmp_path):
     behaviours = Behaviours.load(write(tmp_path / "b.yaml", HEAD + "default: {pos: a, neg: b}"))
     with pytest.raises(ValueError, match="row 1: id '1' occurs twice"):
         read_rows([write(tmp_path / "r.json", [{"id": "1", "prompt": "p"}] * 2)], behaviours, None)
+
+
+def test_ids_that_mean_other_rows_in_another_file_are_named_by_file(tmp_path):
+    behaviours = Behaviours.load(write(tmp_path / "b.yaml", HEAD + "default: {pos: a, neg: b}"))
+    one = write(tmp_path / "one.json", [{"id": "1", "prompt": "p"}, {"id": "2", "prompt": "q"}])
+    alike = write(tmp_path / "alike.json", [{"id": "1", "prompt": "p"}])
+    other = write(tmp_path / "other.json", [{"id": "1", "prompt": "r"}])
+    assert [row.id for row in read_rows([one, alike], behaviours, None)] == ["1", "2"]
+    found = read_rows([one, other], behaviours, None)
+    assert [(row.id, row.prompt) for row in found] == [("one/1", "p"), ("one/2", "q"), ("other/1", "r")]
+    (tmp_path / "more").mkdir()
+    again = write(tmp_path / "more" / "one.json", [{"id": "1", "prompt": "r"}])
+    with pytest.raises(ValueError, match="'one/1' occurs twice; rename one of the files"):
+        read_rows([one, again], behaviours, None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hacl.evaluation.runner.source import ModelSource, find_model
-from hacl.steering import MeanSteerer, Provenance, save_steerer
+from hacl.steering import MeanSteerer, Provenance, TableSteerer, save_steerer
 from scripts.evaluate import main
 from tests.tiny import write_tiny_records
 
@@ -174,3 +174,27 @@ def test_replies_under_steering_are_those_of_a_steered_model_and_alpha_0_changes
 
 def width_of(folder):
     return json.loads((folder / "config.json").read_text())["text_config"]["hidden_size"]
+
+
+def test_vectors_that_go_by_question_reach_their_question_only(tiny_llava, data, tmp_path, capsys):
+    """The two POPE splits share a picture and a question, so that one reply would otherwise serve two ids."""
+    folder = tmp_path / "pope"
+    folder.mkdir()
+    rows = [{"question_id": n, "image": "0.png", "text": "is there a square ?", "label": "yes"} for n in range(3)]
+    (folder / "tiny_pope_random.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    noise = torch.randn(width_of(tiny_llava), generator=torch.Generator().manual_seed(0))
+    table = {1: torch.stack([0 * noise, 40 * noise, 0 * noise])}
+    artefact = tmp_path / "table"
+    where = Provenance.of(tiny_llava, token_rule="drawn", config={})
+    save_steerer(TableSteerer(table, ["0", "1", "2"]), artefact, where)
+    given = ["--model", str(tiny_llava), "--benchmark", "pope", "--data", f"pope={folder}", "--device", "cpu"]
+    given += ["--images", str(data / "images"), "--max-new-tokens", "6", "--template", "plain"]
+    assert main([*given, "--out", str(tmp_path / "plain")]) == 0
+    assert main([*given, "--out", str(tmp_path / "steered"), "--steering", str(artefact)]) == 0
+
+    def answers(name):
+        path = next((tmp_path / name / "pope").glob("predictions*.jsonl"))
+        return [row["answer"] for row in map(json.loads, path.read_text().splitlines())]
+
+    (plain, same, again), steered = answers("plain"), answers("steered")
+    assert plain == same == again == steered[0] == steered[2] != steered[1]

@@ -59,7 +59,7 @@ def lines(out):
 
 
 def texts(out):
-    return {(row["id"], row["alpha"]): row["text"] for row in lines(out)}
+    return {(row["id"], row["alpha"]): row["response"] for row in lines(out)}
 
 
 def one_by_one(folder, given, alpha, artefact="mean", **settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from PIL import Image
@@ -13,21 +14,26 @@ from hacl.evaluation.runner.plan import Request
 
 
 class GeneratingAnswerer:
-    """Replies by generation: ``reply``, ``tokens`` (EOS included), ``stopped`` (by EOS and not by the limit)."""
+    """Replies by generation: ``reply``, ``tokens`` (EOS included), ``stopped`` (by EOS and not by the limit).
 
-    def __init__(self, generator: Generator):
-        self.generator = generator
+    session: of a steering method that looks vectors up by sample id, which is told whose rows a batch has.
+    """
+
+    def __init__(self, generator: Generator, session=None):
+        self.generator, self.session = generator, session
 
     def size(self, request: Request) -> int:
         return len(self.generator.prompt_ids(request.prompt, request.image is not None))
 
     def answer(self, requests: Sequence[Request], images: Sequence[Image.Image | None]) -> list[Row]:
-        replies = self.generator.replies(
-            images,
-            [request.prompt for request in requests],
-            names=[request.key for request in requests],
-            max_new_tokens=requests[0].max_new_tokens,
-        )
+        samples = [request.sample for request in requests]
+        with contextlib.nullcontext() if self.session is None else self.session.rows(sample_ids=samples):
+            replies = self.generator.replies(
+                images,
+                [request.prompt for request in requests],
+                names=[request.key for request in requests],
+                max_new_tokens=requests[0].max_new_tokens,
+            )
         return [{"reply": reply.text, "tokens": len(reply.ids), "stopped": reply.stopped} for reply in replies]
 
 

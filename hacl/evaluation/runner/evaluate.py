@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hacl.evaluation.runner.decoding import Decoding
 from hacl.evaluation.runner.images import chair_plan
 from hacl.evaluation.runner.pairs import SCORINGS, CaptionMargin, SugarCrepe
 from hacl.evaluation.runner.places import Place
-from hacl.evaluation.runner.plan import Plan, Request, distinct, only_some
+from hacl.evaluation.runner.plan import Plan, Request, distinct, each_alone, only_some
 from hacl.evaluation.runner.prompts import DEFAULT, Prompt, find_prompt
 from hacl.evaluation.runner.ranks import Ranks
 from hacl.evaluation.runner.source import ModelSource
@@ -97,6 +98,7 @@ class Evaluation:
         self.processor = settings.model.processor()
         self.template = self._template()
         self._model = None
+        self._session = None
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Evaluation:
@@ -117,8 +119,17 @@ class Evaluation:
                 from hacl.steering import load_steerer, steering
 
                 steerer = load_steerer(settings.steering, model=self._model)
-                self._open.enter_context(steering(self._model, steerer, alpha=settings.alpha))
+                self._session = self._open.enter_context(steering(self._model, steerer, alpha=settings.alpha))
         return self._model
+
+    @cached_property
+    def by_sample(self) -> bool:
+        """Whether replies are steered by vectors that are looked up by the id of a question."""
+        if self.settings.steering is None:
+            return False
+        from hacl.steering.vectors import goes_by_sample, read_steering_manifest
+
+        return goes_by_sample(read_steering_manifest(self.settings.steering))
 
     def prompt(self, benchmark: str) -> Prompt:
         """The wording of a benchmark."""
@@ -132,7 +143,7 @@ class Evaluation:
         blind = [] if self.settings.decoding.vcd is None else [item for item in plan.items() if item.image is None]
         if blind:
             raise ValueError(f"--vcd-alpha contrasts images; {blind[0].where} and {len(blind) - 1} more have none")
-        return plan
+        return each_alone(plan) if self.by_sample else plan
 
     def requests(self, plan) -> list[Request]:
         """Each distinct thing to ask, once."""
@@ -154,7 +165,8 @@ class Evaluation:
         if benchmark in PAIRED:
             return LikelihoodAnswerer(self.model, self.processor, self.template)
         decoding = self.settings.decoding
-        return GeneratingAnswerer(Generator(self.model, self.processor, template=self.template, decoding=decoding))
+        generator = Generator(self.model, self.processor, template=self.template, decoding=decoding)
+        return GeneratingAnswerer(generator, self._session if self.by_sample else None)
 
     def config(self, benchmark: str) -> dict[str, Any]:
         """Everything a reply depends on besides its question and image."""

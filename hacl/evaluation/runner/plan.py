@@ -18,7 +18,8 @@ from typing import Any
 class Request:
     """One thing to ask a model. key: names image, prompt and text, and so the reply; image None asks without one.
 
-    text: None for generation, else the text whose log-likelihood is asked for; where: file and id, for messages.
+    text: None for generation, else the text whose log-likelihood is asked for; where: file and id, for messages;
+    sample: id of the first item that asks it.
     """
 
     key: str
@@ -27,6 +28,7 @@ class Request:
     where: str
     max_new_tokens: int | None = None
     text: str | None = None
+    sample: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def request_key(image: Path | None, prompt: str, text: str | None = None, kind: 
 def item_request(item: Item, prompt: str, max_new_tokens: int) -> Request:
     """The request that answers an item asked in these words."""
     key = request_key(item.image, prompt, kind=f"{max_new_tokens}{item.within}")
-    return Request(key, item.image, prompt, item.where, max_new_tokens)
+    return Request(key, item.image, prompt, item.where, max_new_tokens, sample=item.id)
 
 
 def only_some(plan: Plan, only: str) -> Plan:
@@ -108,6 +110,15 @@ def only_some(plan: Plan, only: str) -> Plan:
         first = next((item.id for item in plan.items()), "none")
         raise ValueError(f"--only {only}: {plan.benchmark} has no such question; its ids are like {first!r}")
     return found
+
+
+def each_alone(plan: Plan) -> Plan:
+    """The plan with no request shared by two items, for replies that depend on the id of a question."""
+    parts = [
+        replace(part, items=[replace(item, within=f"{item.within}#{item.id}") for item in part.items])
+        for part in plan.parts
+    ]
+    return replace(plan, parts=parts)
 
 
 def _listed_ids(path: Path) -> set[str]:

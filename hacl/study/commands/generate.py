@@ -120,6 +120,6 @@ def prediction(asked: Asked, row: dict[str, Any], named: dict[str, Any]) -> dict
     image = asked.sample.image
     return {
         "id": asked.sample.id, "image_id": asked.sample.group, "image": None if image is None else Path(image).name,
-        "prompt": asked.sample.prompt, "alpha": asked.alpha, "text": row["text"], "tokens": row["tokens"],
+        "prompt": asked.sample.prompt, "alpha": asked.alpha, "response": row["text"], "tokens": row["tokens"],
         "finished": row["finished"], **named,
     }  # fmt: skip
