@@ -88,6 +88,10 @@ def test_a_signal_in_a_long_phase_saves_the_step_and_leaves(command, records, mo
     assert command(*how, "train.preempt_exit_code=75") == 75
     assert "stopped by SIGUSR1 after step 2, which is saved" in capsys.readouterr().out
     assert [path.name for path in command.run.glob("checkpoint-*")] == ["checkpoint-2"]
+    rows = {name: (command.run / f"{name}.jsonl").read_text() for name in ("metrics", "diagnostics")}
+    assert "eval_loss" not in rows["metrics"], "the validation was left unfinished"
+    assert ('"step": 2' in rows["diagnostics"]) == (phase == "validation"), "samples come before diagnostics"
+    assert (command.run / "samples.jsonl").is_file() == (phase != "sampling")
     assert command(*how) == 0 and list(losses(command.run)) == [1, 2, 3, 4]
 
 
