@@ -102,7 +102,7 @@ class ParquetSource(Source):
         for path in self.paths:
             try:
                 meta = pq.read_metadata(path)
-            except (pyarrow.ArrowException, OSError) as error:
+            except (pyarrow.ArrowException, OSError, ValueError) as error:
                 raise RecordError(f"{path}: not a Parquet file ({error}); write it again") from error
             self._rows.append([meta.row_group(group).num_rows for group in range(meta.num_row_groups)])
 
@@ -120,7 +120,7 @@ class ParquetSource(Source):
                     try:
                         file = pq.ParquetFile(path) if file is None else file
                         yield from _group_rows(path, file, group, start, done)
-                    except (pyarrow.ArrowException, OSError) as error:
+                    except (pyarrow.ArrowException, OSError, ValueError) as error:
                         raise RecordError(f"{path}: row group {group} is damaged ({error}); write it again") from error
                     start = 0
                 done += count

@@ -75,7 +75,7 @@ class SkippedSamples(TrainerCallback, ExportableState):
         window = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.run_samples = state.max_steps * window
         name = type(self).__name__
-        if state.global_step and name in state.stateful_callbacks:
+        if name in state.stateful_callbacks:
             saved = state.stateful_callbacks[name]["attributes"]
             self.samples, self.totals = saved["samples"], {**self.totals, **saved["totals"]}
         state.stateful_callbacks[name] = self.state()  # which a checkpoint of an earlier version lacks

@@ -207,6 +207,19 @@ def test_a_damaged_table_is_refused_by_name(tmp_path):
         list(open_source(str(tmp_path / "x.parquet")).records())
 
 
+@pytest.mark.parametrize("found", [b"caption 0", b"captions"], ids=["a cell", "a column's name"])
+def test_a_table_whose_text_is_not_utf8_is_refused_by_name(tmp_path, found):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "x.parquet"
+    columns = {"captions": ["caption 0", "caption 1"]}
+    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(found, b"\xff" + found[1:]))
+    with pytest.raises(RecordError, match="x.parquet"):
+        list(open_source(str(path)).records())
+
+
 # Shards
 
 
