@@ -98,9 +98,15 @@ def test_a_signal_in_a_long_phase_saves_the_step_and_leaves(command, records, mo
 def test_a_signal_before_the_first_step_ends_the_start_and_leaves_nothing(command, monkeypatch, capsys):
     from hacl.training import build
 
-    load = build.load_backbone
-    monkeypatch.setattr(build, "load_backbone", lambda model: os.kill(os.getpid(), signal.SIGTERM) or load(model))
-    assert command() == 0
+    went_on = []
+
+    def asked_to_stop(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        went_on.append(model)
+        raise AssertionError("the start went on")
+
+    monkeypatch.setattr(build, "load_backbone", asked_to_stop)
+    assert command() == 0 and not went_on
     assert "stopped by SIGTERM after step 0" in capsys.readouterr().out
     assert not list(command.run.glob("*checkpoint*"))
 
