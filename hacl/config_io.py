@@ -9,6 +9,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -233,20 +234,26 @@ def _all_keys(schema: type, prefix: str = "") -> list[str]:
     return names
 
 
-def describe(schema: type, prefix: str = "") -> list[str]:
-    """One line per key: `name: type = default  help`, for `--help` and the configuration reference."""
-    lines = []
+def describe(schema: type) -> list[str]:
+    """One line per key: `name (type, default): help`, for `--help`."""
+    return [
+        f"{name}: {text}" if kind is None else f"  {name} ({kind}, default {default}): {text}"
+        for name, kind, default, text in entries(schema)
+    ]
+
+
+def entries(schema: type, prefix: str = "") -> Iterator[tuple[str, str | None, str, str]]:
+    """(key, type, default, help) of every key, in order; type None where the key is a section."""
     defaults = schema()
     hints = typing.get_type_hints(schema)
     for item in dataclasses.fields(schema):
-        hint = hints[item.name]
+        hint, text = hints[item.name], item.metadata["help"]
         if dataclasses.is_dataclass(hint):
-            lines += [f"{prefix}{item.name}: {item.metadata['help']}"] + describe(hint, f"{prefix}{item.name}.")
+            yield f"{prefix}{item.name}", None, "", text
+            yield from entries(hint, f"{prefix}{item.name}.")
             continue
         if typing.get_origin(hint) is Literal:
             kind = "|".join(map(str, typing.get_args(hint)))
         else:
             kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-        default = getattr(defaults, item.name)
-        lines.append(f"  {prefix}{item.name} ({kind}, default {json.dumps(default)}): {item.metadata['help']}")
-    return lines
+        yield f"{prefix}{item.name}", kind, json.dumps(getattr(defaults, item.name)), text

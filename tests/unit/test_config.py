@@ -186,3 +186,12 @@ def keys_read():
                 if ast.unparse(node.args[0]).endswith("learning_rate"):
                     read |= {f"learning_rate.{name}" for name in ("vision", "projector", "llm", "heads")}
     return read
+
+
+def test_the_reference_page_is_what_the_dataclasses_say():
+    """Run `python -m hacl.config_reference > docs/configuration.md` after a change of a key."""
+    from hacl.config_reference import reference
+
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == reference()
+    assert all(f"| `{key}` |" in page for key in ("model.path", "model.lora.rank", "train.grad_cache_chunk"))
