@@ -124,6 +124,7 @@ def test_the_contrastive_loss_of_a_gradcache_window_is_checked_too(command, seen
     monkeypatch.setattr(grad_cache.Window, "open", infinite)
     how = [*WINDOW, "train.grad_cache=true", "log.steps=100", "train.save_steps=1"]
     message = refuses(command, capsys, *how)
+    assert [len(ids) for ids in seen["ids"][2]] == [2, 2]
     assert "not finite at step 2" in message and all(name in message for ids in seen["ids"][2] for name in ids)
     report = json.loads((command.run / "nonfinite-2.json").read_text())
     assert [part["records"] for part in report["ranks"][0]["micro_batches"]] == seen["ids"][2]
@@ -153,11 +154,12 @@ def test_a_log_that_cannot_be_written_is_named_and_the_checkpoints_stay(command,
     assert command() == 0 and list(losses(command.run)) == [1, 2, 3, 4]
 
 
-def test_a_run_killed_after_its_last_checkpoint_still_names_the_best_one(command, records):
+def test_a_run_killed_after_its_last_checkpoint_still_names_the_best_one(command, records, capsys):
+    """Here a greater loss is taken as better, so that the best checkpoint is not the last."""
     how = [f"data.eval_path={records}", "train.eval_steps=2", "train.best_metric=eval_loss"]
-    assert command(*how) == 0
-    chosen = json.loads((command.run / "result.json").read_text())["checkpoint"]
-    state_path = command.run / "checkpoint-4/trainer_state.json"
-    assert Path(json.loads(state_path.read_text())["best_model_checkpoint"]).name == chosen
+    assert command(*how, "train.best_is_greater=true") == 0
+    assert json.loads((command.run / "result.json").read_text())["checkpoint"] == "checkpoint-2"
     (command.run / "result.json").unlink()
-    assert command(*how) == 0
+    capsys.readouterr()
+    assert command(*how, "train.best_is_greater=true") == 0
+    assert f"done after step 4: {command.run / 'checkpoint-2'}" in capsys.readouterr().out
