@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 MIB = 2**20
@@ -324,6 +325,7 @@ def measure(arguments, argv: list[str]) -> None:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "point")}
     result = {"settings": settings, "hardware": hardware(device), "rows": []}
+    result["hardware"]["versions"]["open_clip_torch"] = version("open_clip_torch")
 
     def add(kind: str, point: dict, memory_of) -> None:
         for name, row in in_child({"kind": kind, "device": device, **point}, argv).items():
