@@ -77,6 +77,7 @@ def measured(config, inputs):
         ("model.preset=stage1-vision", "train.cache_text_states=false"),
         ("model.preset=stage1-llm", "model.lora.rank=4", "model.lora.dropout=0.1"),
         ("model.preset=stage1-llm", "train.bf16=true"),
+        ("model.preset=stage1-llm", "train.bf16=true", "model.dtype=bfloat16"),
     ],
     ids=lambda how: " ".join(how).replace("model.", "").replace("train.", ""),
 )
