@@ -25,7 +25,7 @@ from hacl.losses.queue import Queued
 from hacl.losses.union_batch import UnionBatch, union_batch
 
 Report = dict[str, tuple[Tensor, Tensor]]
-LOGITS = 2**23  # of a block of anchors; a block takes a dozen such matrices, some 400 MB in fp32
+LOGITS = 2**23  # of a block of anchors; a block takes a dozen such matrices, some 400 to 600 MB in fp32
 
 
 def contrastive_loss(
