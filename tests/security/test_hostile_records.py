@@ -38,6 +38,9 @@ BAD_VALUES = {
 BAD_FIELDS = {
     "an escaped NUL": (b'{"id": "n", "captions": ["a\\u0000b"]}', "NUL"),
     "10 MB of text": (b'{"id": "n", "captions": ["' + b"a" * 10_000_000 + b'"]}', "10,000,000 characters"),
+    "a long role": (b'{"id": "n", "conversations": [{"from": "' + b"r" * 100_000 + b'", "value": "x"}]}', "is unknown"),
+    "a long id": (b'{"id": "' + b"i" * 100_000 + b'", "captions": ["a"]}', "longer than 2000 characters"),
+    "a long path": (b'{"id": "n", "captions": ["a"], "image": "' + b"p" * 100_000 + b'"}', "more than 2000 characters"),
     "no object": (b'["a"]', "expected a JSON object"),
     "nothing said": (b'{"id": "n"}', "neither captions nor a conversation"),
 }
@@ -352,7 +355,7 @@ def test_a_link_below_the_image_folder_leads_nothing_out(tmp_path):
     assert list(outside.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["x" * 300 + ".png", "y/" * 900 + "z" * 300 + ".png"])
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "y/" * 700 + "z" * 300 + ".png"])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
     image = io.BytesIO()
     from PIL import Image
