@@ -173,8 +173,10 @@ def poison(session: Session, name: str, how: tuple[str, ...]) -> dict:
     if policy == "skip":
         after = load_file(run / "checkpoint-2/trained.safetensors")
         facts["skipped"] = all(torch.equal(after[key], kept[key]) for key in kept)
-        queue = session.trainer.model.queue
-        facts["queue"] = queue is None or bool(queue.state_dict()["features"].isfinite().all())
+        queues = [
+            load_file(file) for file in (run / f"checkpoint-{i}/queue.safetensors" for i in (1, 2)) if file.is_file()
+        ]
+        facts["queue"] = all(torch.equal(queues[0][key], queues[1][key]) for key in (queues[0] if queues else ()))
     session.ids = {}
     dist.barrier()
     return facts
