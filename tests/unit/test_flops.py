@@ -52,7 +52,7 @@ def counted(call):
 
 def assert_counted(model, batch, cost, **how):
     step = counted(lambda: model(**batch).loss.backward())
-    assert cost.executed(count_work(batch), Execution(**how)) == pytest.approx(step, rel=0.01)
+    assert cost.executed(count_work(batch), Execution(**how)) == pytest.approx(step, rel=0.003)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
