@@ -44,7 +44,11 @@ def test_ranks_have_the_trajectory_of_one_process_under_every_zero_stage(tiny_ll
     expected = trajectory(tiny_llava, records, tmp_path / "one", cut(12))
     found, *_ = run_ranks(trajectories, ranks, ranks, tiny_llava, records, tmp_path, timeout=600)
     for name, case in zip(CASES[ranks], found, strict=True):
+        known = expected
+        if "ZeRO-0" in name:  # DeepSpeed tells no gradient norm without sharding
+            assert case["steps"]["grad_norm"] == []
+            known = {**expected, "steps": {**expected["steps"], "grad_norm": []}}
         try:
-            assert_same(case, expected)
+            assert_same(case, known)
         except AssertionError as error:
             raise AssertionError(f"{ranks} ranks, {name}: {error}") from error
