@@ -41,14 +41,13 @@ class Window:
         """
         device = next(self.model.parameters()).device
         self.model.train()
-        buffers = _written_buffers(self.model)
+        buffers = WrittenBuffers(self.model)
         states, parts = [], []
         with torch.no_grad():
             for batch in self._batches:
                 states.append(RandomState(device))
                 parts.append(self.model(**prepare(batch), only_features=True).features)
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        buffers.restore()
         output = self.model(window=concatenate(parts))
         self._chunks.extend(zip(states, _shares(output.features, [len(p["image"]) for p in parts]), strict=True))
         self.is_open = True
@@ -74,9 +73,18 @@ def _shares(gradients: Features, sizes: list[int]) -> list[Features]:
     ]
 
 
-def _written_buffers(model: torch.nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Buffers that a forward pass may write, with copies: running statistics of batch norm, of modules that train."""
-    return [(buffer, buffer.clone()) for m in model.modules() if m.training for buffer in m.buffers(recurse=False)]
+class WrittenBuffers:
+    """What a forward pass in training may write besides gradients: buffers (running statistics of batch norm) of the
+    modules that are in training mode now."""
+
+    def __init__(self, model: torch.nn.Module):
+        training = [module for module in model.modules() if module.training]
+        self._kept = [(buffer, buffer.clone()) for module in training for buffer in module.buffers(recurse=False)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, value in self._kept:
+            buffer.copy_(value)
 
 
 class RandomState:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -20,18 +21,30 @@ from hacl.config import Config
 from hacl.data.stream_dataset import StreamDataset
 from hacl.losses.gather import Gather
 from hacl.training import accumulation, sampler
-from hacl.training.grad_cache import Window
+from hacl.training.grad_cache import Window, WrittenBuffers
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, Utilisation, ratios
 from hacl.training.objective import compose
 from hacl.training.skipped import SkippedSamples
-from hacl.training.stopping import end_workers, shield_worker
+from hacl.training.stopping import Stopped, end_workers, shield_worker
 from hacl.training.survival import SurvivingTrainer
 from hacl.training.window_records import RecordIds, take_ids
 
+logger = logging.getLogger(__name__)
+
 
 class DataError(ValueError):
-    """A batch that could not be read after training had started; the message names record and file."""
+    """A batch that could not be read after training had started; the message names record and file where known."""
+
+
+def _told(failure: Exception | None) -> str:
+    """What this rank says of a batch that some rank could not read; errors of no known kind are logged in full."""
+    if failure is None:
+        return "another rank could not read its data"
+    if isinstance(failure, (ValueError, OSError)):
+        return str(failure)
+    logger.error("a batch could not be read", exc_info=failure)
+    return f"a batch could not be read: {type(failure).__name__}: {failure}"
 
 
 class HaclTrainer(SurvivingTrainer):
@@ -141,7 +154,9 @@ class HaclTrainer(SurvivingTrainer):
         try:
             with self._throughput.waiting():
                 batches = list(itertools.islice(epoch_iterator, num_batches))
-        except (ValueError, OSError) as error:
+        except Stopped:
+            raise
+        except Exception as error:  # whatever it is, the other ranks wait to hear of it
             failure = error
         records = take_ids(batches)
         gather = Gather(alone=self.args.world_size == 1)
@@ -152,7 +167,7 @@ class HaclTrainer(SurvivingTrainer):
         if any(asked):
             self.raise_stopped()
         if any(failures):
-            raise DataError(str(failure or "another rank could not read its data")) from failure
+            raise DataError(_told(failure)) from failure
         if skips and (problem := self.skipped.add([sum(ranks) for ranks in skips])):
             raise DataError(problem)
         batches = accumulation.fill(batches, max(counts), lambda: self.data_collator([]))
@@ -208,14 +223,17 @@ class HaclTrainer(SurvivingTrainer):
     # Survival
 
     def keep_state(self) -> dict:
-        """Queue and running sums, before a step that may be skipped."""
+        """Queue, buffers that the forward passes write, and running sums, before a step that may be skipped."""
+        self.model.train()  # as the step will: what trains decides which buffers it writes
         queue = getattr(self.model, "queue", None)
         held = None if queue is None else {name: value.clone() for name, value in queue.state_dict().items()}
-        return {"queue": held, "meter": copy.deepcopy(self._meter)}
+        return {"queue": held, "buffers": WrittenBuffers(self.model), "meter": copy.deepcopy(self._meter)}
 
     def bring_back(self, state: dict) -> None:
         if state.get("queue") is not None:
             self.model.queue.load_state_dict(state["queue"], self.args.device)
+        if "buffers" in state:
+            state["buffers"].restore()
         self._meter = state["meter"]
 
     def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hacl.training import grad_cache, survival, trainer
+from hacl.training import build, checks, grad_cache, survival, trainer
 from tests.e2e.helpers import losses, refuses
+from tests.unit.test_grad_cache_chunks import BatchNormOfChannels
 
 pytestmark = pytest.mark.slow
 LORA = ["model.preset=stage1-llm", "model.lora.rank=4", "model.lora.dropout=0.2", "objective.learn_temperature=true"]
@@ -129,6 +130,36 @@ def test_the_contrastive_loss_of_a_gradcache_window_is_checked_too(command, seen
     report = json.loads((command.run / "nonfinite-2.json").read_text())
     assert [part["records"] for part in report["ranks"][0]["micro_batches"]] == seen["ids"][2]
     assert [path.name for path in command.run.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("bad", ["forward", "nothing"])
+def test_a_skipped_step_leaves_no_trace_in_the_batch_norm_of_a_tower(command, seen, monkeypatch, bad):
+    """A forward pass writes running statistics before anyone can know that its loss is not finite."""
+    load, norm = build.load_backbone, BatchNormOfChannels(32)
+    forward = norm.forward
+
+    def load_with_batch_norm(model):
+        backbone = load(model)
+        backbone.model.vision_tower.pre_layrnorm = norm
+        return backbone
+
+    def forward_of_step_2(states):
+        is_bad = bad == "forward" and seen["trainer"].state.global_step == 1
+        return forward(states * float("nan") if is_bad else states)
+
+    monkeypatch.setattr(build, "load_backbone", load_with_batch_norm)
+    monkeypatch.setattr(checks, "check_image_tokens", lambda *_: None)  # which runs the tower before there is a step
+    norm.forward = forward_of_step_2
+    how = ["model.preset=stage1-vision", "train.on_nonfinite=skip", "train.save_steps=1", "train.max_steps=3"]
+    assert command(*how) == 0
+    assert (command.run / "nonfinite-2.json").is_file() == (bad == "forward")
+    saved = [tensors_of(command.run / f"checkpoint-{step}") for step in (1, 2, 3)]
+    names = [name for name in saved[0] if "running_" in name or "num_batches" in name]
+    assert len(names) == 3
+    for name in names:
+        first, second, third = (tensors[name] for tensors in saved)
+        assert torch.equal(first, second) == (bad == "forward") and third.isfinite().all()
+        assert not torch.equal(second, third)
 
 
 def test_after_the_allowed_number_of_skips_the_run_stops(command, monkeypatch, capsys):
