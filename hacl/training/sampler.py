@@ -7,6 +7,8 @@ batches of the plan; nothing depends on workers.
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Sampler
@@ -132,7 +134,18 @@ class NumberedBatches(Sampler[list[int]]):
 
 
 class EpochDataLoader(DataLoader):
-    """DataLoader whose `set_epoch` reaches its batch sampler, as Trainer expects."""
+    """DataLoader whose `set_epoch` reaches its batch sampler, as Trainer expects.
+
+    torch tells of a worker's death by an error from a signal handler, wherever the main thread is just then. Without
+    that handler it is found, seconds later, where the next batch is asked for, and ranks can agree on what to do.
+    """
+
+    def __iter__(self) -> Iterator:
+        former = signal.getsignal(signal.SIGCHLD)
+        iterator = super().__iter__()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, former)
+        return iterator
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)

@@ -28,6 +28,7 @@ from hacl.training.objective import compose
 from hacl.training.skipped import SkippedSamples
 from hacl.training.stopping import Stopped, end_workers, shield_worker
 from hacl.training.survival import SurvivingTrainer
+from hacl.training.temperature import BoundedTemperature
 from hacl.training.window_records import RecordIds, take_ids
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class HaclTrainer(SurvivingTrainer):
         if skipped is not None:
             self.skipped = skipped
             self.add_callback(skipped)
+        if config.objective.learn_temperature:
+            self.add_callback(BoundedTemperature(model.heads.temperature))
         # Losses are normalised over the window in compute_loss; Trainer must not divide them again.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True

@@ -21,7 +21,8 @@ PREFIX = "hacl/heartbeat"
 NAMED = 8  # records in a heartbeat
 EARLY = 0.8  # share of the timeout after which a standstill is reported, before the collective gives up
 WAITING = ("torch/distributed", "nn/parallel/distributed", "deepspeed/comm", "autograd/graph")  # where it is quiet
-LOST = ("timed out", "timeout", "connection closed", "connection reset", "aborted", "broken pipe")
+LOST = ("timed out", "timeout", "connection closed", "connection reset", "communicator was aborted", "broken pipe")
+LOADER = "dataloader worker"  # whose end is told in words like those above
 
 
 class HungRankError(TimeoutError):
@@ -100,7 +101,8 @@ class Watchdog:
 
     def blame(self, error: RuntimeError) -> HungRankError | None:
         """What a failed collective means; None when the error is of another kind."""
-        if self.ranks == 1 or not any(mark in str(error).lower() for mark in LOST):
+        said = str(error).lower()
+        if self.ranks == 1 or LOADER in said or not any(mark in said for mark in LOST):
             return None
         try:
             told = self.describe()

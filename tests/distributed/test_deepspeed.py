@@ -123,21 +123,29 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     assert [row["step"] for row in measured] == [0, 2, 4] and all("post/relative_gap" in row for row in measured)
 
 
+def killed():
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Aborted.")
+
+
 def read_one_step(rank):
-    """What this rank hears when rank 1 cannot read its data."""
+    """What this rank hears when rank 1 cannot read its data, and when it loses a loader worker."""
     trainer = HaclTrainer.__new__(HaclTrainer)
     trainer.args = SimpleNamespace(world_size=2)
-    batches = iter([{"sequence_kind": torch.tensor([0]), "label_sequence": torch.tensor([0, 0])}])
-    damaged = (load_image(ROOT / "pyproject.toml") for _ in range(1))
-    try:
-        trainer.get_batch_samples(damaged if rank else batches, 1, torch.device("cpu"))
-    except DataError as error:
-        return str(error)
+    heard = []
+    for fail in (lambda: load_image(ROOT / "pyproject.toml"), killed):
+        batches = iter([{"sequence_kind": torch.tensor([0]), "label_sequence": torch.tensor([0, 0])}])
+        damaged = (fail() for _ in range(1))
+        try:
+            trainer.get_batch_samples(damaged if rank else batches, 1, torch.device("cpu"))
+        except DataError as error:
+            heard.append(str(error))
+    return heard
 
 
 def test_all_ranks_stop_together_when_one_cannot_read_its_data():
     first, second = run_ranks(read_one_step, 2)
-    assert "another rank" in first and "pyproject.toml" in second
+    assert len(first) == 2 and all("another rank" in said for said in first)
+    assert "pyproject.toml" in second[0] and "signal: Aborted" in second[1]
 
 
 def final_weights(run):

@@ -1,6 +1,11 @@
 """What a step holds depends on seed, epoch and its size alone: not on ranks, micro-batches, chunks or workers."""
 
+import multiprocessing
+import os
+import signal
+
 import pytest
+from torch.utils.data._utils import signal_handling
 
 from hacl.config import ObjectiveConfig
 from hacl.data.dataset import TrainingDataset
@@ -85,3 +90,19 @@ def test_what_a_sample_draws_depends_on_seed_epoch_and_record_and_not_on_worker_
     expected = drawn(1, forwards)
     assert len({str(roots) for roots in expected.values()}) > 1
     assert drawn(1, backwards, workers) == expected != drawn(2, forwards)
+
+
+def test_the_death_of_a_worker_is_heard_where_the_next_batch_is_asked_for_and_nowhere_else(monkeypatch):
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        batches = GlobalBatchSampler(lambda epoch: [[0, 1]] * 9, rank=0, ranks=1)
+        iterator = iter(EpochDataLoader([5, 6], batch_sampler=batches, num_workers=1, prefetch_factor=1))
+        next(iterator)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and SIGCHLD has come
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            list(iterator)
+    finally:
+        signal.signal(signal.SIGCHLD, before)

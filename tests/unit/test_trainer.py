@@ -17,6 +17,7 @@ from hacl.training.metrics import ReportMeter, Throughput, ratios
 from hacl.training.objective import HaclModel, compose
 from hacl.training.runtime import deepspeed_config
 from hacl.training.sampler import GlobalBatchSampler, plan_epoch, plan_evaluation
+from hacl.training.stopping import Stopped
 from hacl.training.trainer import DataError, HaclTrainer
 from hacl.training.work import Work
 
@@ -147,10 +148,11 @@ def test_time_spent_validating_saving_and_sampling_is_no_training_time():
 
 
 class Broken:
-    """Two batches, then a damaged one."""
+    """Some batches, then a damaged one."""
 
-    def __init__(self, batches):
+    def __init__(self, batches, error=None):
         self.batches = iter(batches)
+        self.error = OSError("7.png: truncated") if error is None else error
 
     def __iter__(self):
         return self
@@ -158,7 +160,7 @@ class Broken:
     def __next__(self):
         batch = next(self.batches)
         if batch is None:
-            raise OSError("7.png: truncated")
+            raise self.error
         return batch
 
 
@@ -171,6 +173,25 @@ def test_a_batch_that_cannot_be_read_is_a_data_error_that_names_the_file():
     assert len(batches) == 2 and labels == 6, "labels of hallucinated sequences do not count"
     with pytest.raises(DataError, match="7.png: truncated"):
         trainer.get_batch_samples(data, 2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), MemoryError(), KeyError("7.png")]
+)
+def test_any_error_of_reading_is_a_data_error_that_says_its_kind(error, caplog):
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.args, trainer.config = SimpleNamespace(world_size=1), Config()
+    with pytest.raises(DataError) as failed:
+        trainer.get_batch_samples(Broken([None], error), 1, torch.device("cpu"))
+    assert type(error).__name__ in str(failed.value) and str(error) in str(failed.value)
+    assert caplog.records[0].exc_info[1] is error, "and the log has its traceback"
+
+
+def test_a_request_to_stop_is_no_failure_of_reading():
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.args, trainer.config = SimpleNamespace(world_size=1), Config()
+    with pytest.raises(Stopped):
+        trainer.get_batch_samples(Broken([None], Stopped("SIGTERM", 0, saved=False)), 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("path", ["./absent", "/absent/model", "~/absent-model", "a/b/c", "tests/absent"])

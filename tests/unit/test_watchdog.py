@@ -50,6 +50,9 @@ def test_a_lost_collective_is_told_with_the_step_phase_and_records_of_the_late_r
     assert "waiting for rank 1" in str(error) and "rank 1: step 7, forward and backward, records r0, r1" in str(error)
     assert "r8" not in str(error), "a few records name a batch"
     assert first.blame(RuntimeError("shapes do not fit")) is None
+    assert first.blame(RuntimeError("NCCL communicator was aborted on rank 0.")) is not None
+    for said in ("(pid 7) is killed by signal: Aborted. ", "process 0.\nTraceback: connection reset by peer"):
+        assert first.blame(RuntimeError(f"DataLoader worker {said}")) is None, "a loader's worker is no rank"
     for one in (first, second):
         one.stop()
 
