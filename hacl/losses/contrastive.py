@@ -25,7 +25,8 @@ from hacl.losses.queue import Queued
 from hacl.losses.union_batch import UnionBatch, union_batch
 
 Report = dict[str, tuple[Tensor, Tensor]]
-LOGITS = 2**23  # of a block of anchors; a block takes a dozen such matrices, some 400 to 600 MB in fp32
+LOGITS = 2**23  # entries of the widest matrix of a block of anchors
+ENTRY_BYTES = 40  # of all matrices of a block for each such entry, at most, forward and backward in fp32
 
 
 def contrastive_loss(
@@ -117,9 +118,16 @@ def contrastive_loss(
         def captions(rows: slice) -> tuple[Tensor, ...]:
             return _text_to_image(batch, rows, scale, positives, exclude_other_positives)
 
-        columns = len(batch.caption_MP) + (0 if batch.hallucinated_HP is None else len(batch.hallucinated_HP))
-        i2t_B, is_i2t_B, is_own_BK, report = _in_blocks(images, len(batch.image_BP), columns)
-        t2i_A, is_t2i_A, t2i_report = _in_blocks(captions, batch.is_caption_BC.numel(), len(batch.image_NP))
+        i2t_width, t2i_width = widths(
+            hard_scope,
+            images=len(batch.image_NP),
+            captions=len(batch.caption_MP),
+            hallucinated=len(batch.hallucinated_label_H),
+            own=batch.is_hallucinated_BK.numel(),
+            hard=batch.is_hallucinated_BK.shape[1],
+        )
+        i2t_B, is_i2t_B, is_own_BK, report = _in_blocks(images, len(batch.image_BP), i2t_width)
+        t2i_A, is_t2i_A, t2i_report = _in_blocks(captions, batch.is_caption_BC.numel(), t2i_width)
         report |= t2i_report
         terms = [("i2t", 0.5, i2t_B, is_i2t_B), ("t2i", 0.5, t2i_A, is_t2i_A)]
 
@@ -143,13 +151,30 @@ def contrastive_loss(
     return loss, report
 
 
-def _in_blocks(block: Callable[[slice], tuple], anchors: int, columns: int) -> tuple:
-    """What `block` returns for all anchors, from blocks of them of at most `LOGITS` logits; reports are added up.
+def widths(hard_scope: str, *, images: int, captions: int, hallucinated: int, own: int, hard: int) -> tuple[int, int]:
+    """Columns of the widest matrix of image to text and of text to image, which need not be its logits: the first also
+    has a column for every text that is looked up, the second one for every caption of the same text.
 
-    Losses of anchors do not depend on each other. Where there is more than one block its matrices are made again in the
-    backward pass, so memory is that of one block, and linear in the number of samples.
+    images, captions, hallucinated: of all ranks and the queue; own: hallucinated captions of this rank; hard: of a
+    sample.
     """
-    size = max(1, LOGITS // max(1, columns))
+    columns = captions + {"own": hard, "local": own, "global": hallucinated}[hard_scope]
+    return max(columns, captions + hallucinated + 1), max(images, captions)
+
+
+def block_anchors(width: int) -> int:
+    """Anchors of a block whose widest matrix has so many columns."""
+    return max(1, LOGITS // max(1, width))
+
+
+def _in_blocks(block: Callable[[slice], tuple], anchors: int, width: int) -> tuple:
+    """What `block` returns for all anchors, from blocks of them; reports are added up.
+
+    width: columns of the widest matrix of a block, which has at most `LOGITS` entries (or one row). Losses of anchors
+    do not depend on each other. Where there is more than one block its matrices are made again in the backward pass, so
+    memory is that of one block, and linear in the number of samples.
+    """
+    size = block_anchors(width)
     blocks = [slice(start, min(start + size, anchors)) for start in range(0, max(1, anchors), size)]
     if len(blocks) == 1:
         return block(blocks[0])

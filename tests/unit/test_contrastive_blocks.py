@@ -5,6 +5,7 @@ import torch
 
 from hacl.losses import contrastive
 from hacl.losses.queue import FeatureQueue
+from hacl.training.live_memory import LiveBytes
 from tests.reference.contrastive_batch import FEATURES, drop_some, random_batch
 from tests.unit.test_contrastive import OPTIONS, assert_same, both, labels, loss_and_report, with_gradients
 
@@ -44,6 +45,20 @@ def test_nothing_is_kept_that_has_a_number_for_every_pair(monkeypatch):
         with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
             loss_and_report(batch)
     assert 0 < sum(kept[800]) < sum(kept[2**20]) / 5
+
+
+@pytest.mark.parametrize("options, each", [({}, 26), ({"exclude_other_positives": True}, 38)], ids=["all", "excluded"])
+@pytest.mark.parametrize(
+    "C, K, scope", [(1, 0, "own"), (6, 1, "own"), (12, 1, "own"), (1, 8, "own"), (1, 8, "local"), (3, 4, "global")]
+)
+def test_memory_is_that_of_the_widest_matrix_of_a_block(monkeypatch, C, K, scope, options, each):
+    monkeypatch.setattr(contrastive, "LOGITS", 2**14)
+    batch = with_gradients(random_batch(0, B=256, C=C, K=K, P=2, dtype=torch.float32))
+    with LiveBytes(list(batch.values())) as live:
+        loss_and_report(batch, torch.tensor([1.0]), hard_scope=scope, **options)[0].backward()
+    linear = 80 * 256 * (1 + C + K)  # features and labels of all samples, some of them twice
+    assert live.peak <= each * 2**14 + linear, "bytes for an entry of that matrix"
+    assert each <= contrastive.ENTRY_BYTES
 
 
 def test_without_gradients_blocks_give_the_same(monkeypatch):
