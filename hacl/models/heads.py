@@ -64,10 +64,12 @@ class ContrastiveHeads(nn.Module):
 
 
 class Temperature(nn.Module):
-    """s = log(1 / tau) as a (1,) parameter with functional bounds.
+    """s = log(1 / tau) as a (1,) parameter, bounded in the forward pass.
 
-    A module of its own so that ZeRO-3 gathers it by its forward. The bound never writes to the parameter: under
-    DeepSpeed bf16 that would edit a working copy, which the fp32 master overwrites at the next step.
+    A module of its own so that ZeRO-3 gathers it by its forward. The gradient passes the bound unchanged: it is that of
+    the bounded value, and so a sum over micro-batches and ranks of what each of them gives. A parameter beyond a bound
+    therefore comes back; that an update does not carry it there is the projection's work, `hacl.training.temperature`,
+    which writes to what the optimizer owns and never, under DeepSpeed, to a working copy.
     """
 
     def __init__(self, initial: float, lowest: float, highest: float, *, learn: bool):
@@ -76,33 +78,29 @@ class Temperature(nn.Module):
             raise ValueError(
                 f"temperature {initial} must lie within temperature_min {lowest} and temperature_max {highest}, above 0"
             )
-        self.lowest_log_inverse, self.highest_log_inverse = -math.log(highest), -math.log(lowest)
+        self.bounds = -math.log(highest), -math.log(lowest)
         initial_log_inverse = torch.tensor([-math.log(initial)], dtype=torch.float32)
         self.log_inverse = nn.Parameter(initial_log_inverse, requires_grad=learn)
 
     def forward(self) -> Tensor:
         log_inverse = self.log_inverse.to(torch.promote_types(self.log_inverse.dtype, torch.float32))
-        return _Bound.apply(log_inverse, self.lowest_log_inverse, self.highest_log_inverse)
+        return _Bound.apply(log_inverse, *self.bounds)
 
 
 class _Bound(torch.autograd.Function):
-    """Clamp that, at or beyond a bound, lets through only gradients whose descent leads back inside.
+    """Clamp whose gradient passes unchanged.
 
-    A plain clamp has no gradient beyond its bound, so a parameter carried there by momentum would stay for good.
+    A plain clamp has none beyond its bound, so a parameter there would stay for good. A mask by the sign of the
+    gradient would look at one backward pass on one rank, and is not linear: +1 and -3 are not what -2 is.
     """
 
     @staticmethod
     def forward(ctx, value, lowest, highest):
-        ctx.save_for_backward(value)
-        ctx.bounds = lowest, highest
         return value.clamp(lowest, highest)
 
     @staticmethod
     def backward(ctx, grad):
-        (value,) = ctx.saved_tensors
-        lowest, highest = ctx.bounds
-        outward = ((value >= highest) & (grad < 0)) | ((value <= lowest) & (grad > 0))
-        return grad.masked_fill(outward, 0), None, None
+        return grad, None, None
 
 
 def _projection(kind: str, hidden_size: int, projection_size: int, generator: torch.Generator) -> nn.Module:

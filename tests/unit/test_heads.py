@@ -1,9 +1,11 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hacl.models.heads import ContrastiveHeads, Temperature
+from hacl.training.temperature import project
 
 
 def numbers(heads):
@@ -75,22 +77,63 @@ def test_a_fixed_temperature_has_no_gradient():
     assert not heads.temperature.log_inverse.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("tau", "seen", "lowers_tau", "raises_tau"),
-    [(0.07, 0.07, 1, -1), (0.001, 0.01, 0, -1), (0.01, 0.01, 0, -1), (0.9, 0.5, 1, 0), (0.5, 0.5, 1, 0)],
-)
-def test_the_bound_holds_and_lets_gradients_push_back_inside(tau, seen, lowers_tau, raises_tau):
-    """Descent on -s raises s = log(1 / tau), so lowers tau; its gradient is -1 where it may act."""
+BEYOND_AND_AT_THE_BOUNDS = [(0.07, 0.07), (0.001, 0.01), (0.01, 0.01), (0.9, 0.5), (0.5, 0.5)]
+
+
+def temperature_at(tau):
     temperature = Temperature(0.07, 0.01, 0.5, learn=True)
-    stored = torch.tensor([-math.log(tau)])
-    temperature.log_inverse.data.copy_(stored)
-    for sign, allowed in ((-1, lowers_tau), (1, raises_tau)):
-        temperature.log_inverse.grad = None
-        bounded = temperature()
-        assert torch.exp(-bounded).item() == pytest.approx(seen, rel=1e-6)
-        (sign * bounded).sum().backward()
-        assert float(temperature.log_inverse.grad) == sign * abs(allowed)
-    torch.testing.assert_close(temperature.log_inverse.data, stored, rtol=0, atol=0)
+    temperature.log_inverse.data.fill_(-math.log(tau))
+    return temperature
+
+
+@pytest.mark.parametrize(("tau", "seen"), BEYOND_AND_AT_THE_BOUNDS)
+def test_the_bound_holds_and_the_forward_pass_never_edits_the_parameter(tau, seen):
+    temperature = temperature_at(tau)
+    before = temperature.log_inverse.detach().clone()
+    bounded = temperature()
+    assert torch.exp(-bounded).item() == pytest.approx(seen, rel=1e-6)
+    bounded.sum().backward()
+    assert torch.equal(temperature.log_inverse, before)
+
+
+@pytest.mark.parametrize("parts", [(-2.0,), (1.0, -3.0), (-3.0, 1.0), (0.5, 0.5, -3.0)])
+@pytest.mark.parametrize("tau", [tau for tau, _ in BEYOND_AND_AT_THE_BOUNDS])
+def test_the_gradient_of_a_step_is_the_sum_of_its_parts_at_a_bound_too(tau, parts):
+    """Micro-batches add up in the gradient, ranks in a reduction: either way a part must not decide for the whole."""
+    temperature = temperature_at(tau)
+    for part in parts:
+        (part * temperature()).sum().backward()
+    assert temperature.log_inverse.grad.item() == sum(parts) == -2.0
+
+
+@pytest.mark.parametrize(("tau", "kept"), BEYOND_AND_AT_THE_BOUNDS)
+def test_an_update_does_not_carry_the_parameter_beyond_a_bound(tau, kept):
+    temperature = temperature_at(tau)
+    project(temperature, None)
+    assert torch.exp(-temperature.log_inverse).item() == pytest.approx(kept, rel=1e-6)
+    for sign in (1.0, -1.0):
+        optimizer = torch.optim.Adam(temperature.parameters(), lr=0.5)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (sign * temperature()).sum().backward()
+            optimizer.step()
+            project(temperature, optimizer)
+        assert torch.exp(-temperature.log_inverse).item() == pytest.approx({1.0: 0.5, -1.0: 0.01}[sign], rel=1e-6)
+        optimizer.param_groups[0]["betas"] = (0.0, 0.0)  # the first step back, whatever the moments were
+        optimizer.zero_grad()
+        (-sign * temperature()).sum().backward()
+        optimizer.step()
+        assert 0.01 < torch.exp(-temperature.log_inverse).item() < 0.5, "no way back that grew with the pushing"
+
+
+def test_of_a_bf16_copy_only_the_fp32_master_is_projected():
+    """As DeepSpeed has it for bf16 without ZeRO, in a wrapper; the next update writes the copy."""
+    temperature = temperature_at(0.001).bfloat16()
+    working, master = temperature.log_inverse.detach().clone(), temperature.log_inverse.detach().float()
+    inner = SimpleNamespace(fp16_groups=[[torch.zeros(2)], [temperature.log_inverse]], fp32_groups=[[None], [master]])
+    project(temperature, SimpleNamespace(optimizer=inner))
+    assert torch.exp(-master).item() == pytest.approx(0.01, rel=1e-6)
+    assert torch.equal(temperature.log_inverse, working)
 
 
 def test_a_temperature_carried_outside_comes_back():
