@@ -7,7 +7,9 @@ generation, a batch of plain rows) it is the stock `sdpa`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -127,3 +129,15 @@ def resolve(asked: str, *, trees: bool, dtype: torch.dtype, compiled: bool = Fal
 def set_attention(decoder: nn.Module, implementation: str) -> None:
     """Let a stock decoder use `implementation` from now on."""
     decoder.set_attn_implementation(implementation)
+
+
+@contextlib.contextmanager
+def plain_attention(decoder: nn.Module) -> Iterator[None]:
+    """Let a decoder run plain rows outside of a training step: with sdpa in place of a kernel that takes no fp32."""
+    chosen = decoder.config._attn_implementation
+    if chosen == "flash_attention_2":
+        decoder.config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation = chosen

@@ -23,7 +23,7 @@ from hacl.data.collate import GENERATION, HALLUCINATED_GENERATION
 from hacl.losses.gather import Gather
 from hacl.losses.lm import likelihood_margin, sequence_log_likelihood
 from hacl.models.adapters import Adapter, find_adapter
-from hacl.models.attention import packed_attention
+from hacl.models.attention import packed_attention, plain_attention
 from hacl.models.heads import ContrastiveHeads
 from hacl.models.reads import read_places, read_spans
 from hacl.training.build import make_heads
@@ -313,7 +313,8 @@ def text_states(
     """Pooled pre-head states of contrastive roots, (M, D) on the CPU, in the order given.
 
     roots: token ids of each root (`SequenceEncoder.root`). Roots are batched by length; their states equal those of a
-    training step because a root sees nothing but itself.
+    training step because a root sees nothing but itself. They are computed in the dtype of the weights, also for a run
+    in mixed precision.
     """
     adapter, objective = model.adapter, model.objective
     device = device or next(adapter.decoder.parameters()).device
@@ -321,18 +322,19 @@ def text_states(
     pooled: list[Tensor] = [torch.empty(0)] * len(roots)
     was_training = model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        tokens = max(len(roots[i]) for i in chosen)
-        ids_RT = torch.full((len(chosen), tokens), encoder.eos[0], device=device)
-        reads = torch.zeros(len(chosen), 3, dtype=torch.long, device=device)
-        for row, i in enumerate(chosen):
-            ids_RT[row, : len(roots[i])] = torch.tensor(roots[i], device=device)
-            span = encoder.root_span(list(roots[i]), objective.text_pool)
-            reads[row] = torch.tensor((row, *span), device=device)
-        positions_RT = torch.arange(tokens, device=device).expand(len(chosen), -1)
-        _, states_RTD = adapter.decode(adapter.embed(ids_RT), None, positions_RT, objective.layer)
-        for i, state in zip(chosen, read_spans(states_RTD, reads).cpu(), strict=True):
-            pooled[i] = state
+    with plain_attention(adapter.decoder):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            tokens = max(len(roots[i]) for i in chosen)
+            ids_RT = torch.full((len(chosen), tokens), encoder.eos[0], device=device)
+            reads = torch.zeros(len(chosen), 3, dtype=torch.long, device=device)
+            for row, i in enumerate(chosen):
+                ids_RT[row, : len(roots[i])] = torch.tensor(roots[i], device=device)
+                span = encoder.root_span(list(roots[i]), objective.text_pool)
+                reads[row] = torch.tensor((row, *span), device=device)
+            positions_RT = torch.arange(tokens, device=device).expand(len(chosen), -1)
+            _, states_RTD = adapter.decode(adapter.embed(ids_RT), None, positions_RT, objective.layer)
+            for i, state in zip(chosen, read_spans(states_RTD, reads).cpu(), strict=True):
+                pooled[i] = state
     model.train(was_training)
     return torch.stack(pooled) if pooled else torch.empty(0, adapter.hidden_size)

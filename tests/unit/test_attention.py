@@ -10,7 +10,8 @@ from hacl.data.packing import merge_prefixes
 from hacl.models import attention
 from hacl.models.attention_masks import block_mask, bucket_segments, dense_mask, sequence_bounds, subtree_ends
 from hacl.models.exactness import check_decoder, obstacle
-from tests.unit.test_forms import mixed
+from hacl.training.objective import text_states
+from tests.unit.test_forms import encoder_of, mixed
 from tests.unit.test_packed_step import build, gradients
 
 FORMS = {
@@ -214,6 +215,21 @@ def test_flash_attention_is_given_the_bounds_of_every_sequence(tiny_llava, tmp_p
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *a, **k: (functions, (arguments, None)))
     model.adapter.decoder.config._attn_implementation = "flash_attention_2"
     assert_equal_steps(taken(model, batch), expected, 1e-9)
+
+
+def test_states_of_texts_need_no_flash_kernel_and_leave_the_choice_as_it_was(tiny_llava, tmp_path, monkeypatch):
+    """A run in mixed precision keeps fp32 weights, in whose dtype caches are made; flash attention takes none of it."""
+
+    def refuse(*arguments, **options):
+        raise ImportError("a flash kernel was asked for")
+
+    model, _ = step(tiny_llava, tmp_path, "sdpa")
+    encoder, roots = encoder_of(tiny_llava), [[1, 7, 9, 2], [1, 8, 2]]
+    expected = text_states(model, roots, encoder=encoder)
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", refuse)
+    model.adapter.decoder.config._attn_implementation = "flash_attention_2"
+    assert torch.equal(text_states(model, roots, encoder=encoder), expected)
+    assert model.adapter.decoder.config._attn_implementation == "flash_attention_2"
 
 
 def sequence_by_sequence_signature(
