@@ -7,6 +7,8 @@ held against measurement by `scripts/check_dry_run.py`.
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -141,17 +143,30 @@ def _work(config: Config, batch: dict[str, Tensor]) -> Work:
 
 
 def optimizer_steps(config: Config, records: int, ranks: int) -> int:
-    """Steps of a run over so many records."""
+    """Steps of a run over so many records; of a fractional epoch the last one begun counts, as in training."""
     if config.train.max_steps is not None:
         return config.train.max_steps
     batches = records // (config.train.per_device_batch_size * ranks)
-    return max(1, round(config.train.epochs * max(1, batches // config.train.gradient_accumulation_steps)))
+    per_epoch = max(1, batches // config.train.gradient_accumulation_steps)
+    return max(1, math.ceil(config.train.epochs * per_epoch))
 
 
-def hours(config: Config, prediction: Prediction, *, records: int, ranks: int, tflops: float, mfu: float) -> float:
-    """Time of a run without loading, validation and saving. tflops: peak of a rank's device; mfu: share of it."""
-    steps = optimizer_steps(config, records, ranks)
-    return steps * config.train.chunks_per_step * prediction.minimal_tflops / (tflops * mfu) / 3600
+def samples_per_step(config: Config, records: int | None, ranks: int) -> int:
+    """Samples of a step on the rank that has most of them. records: None where they are known to fill a step."""
+    train = config.train
+    batches = train.gradient_accumulation_steps
+    if records is not None:  # too few for a step: the batches that they fill, or one of them all
+        batches = min(batches, records // (train.per_device_batch_size * ranks))
+    return batches * train.per_device_batch_size or -(-(records or 0) // ranks)
+
+
+def hours(
+    config: Config, prediction: Prediction, *, records: int | None, ranks: int, tflops: float, mfu: float
+) -> float:
+    """Time of a run without loading, validation and saving. records: of an epoch, None where a stream does not say;
+    tflops: peak of a rank's device; mfu: share of it."""
+    samples = optimizer_steps(config, records or 0, ranks) * samples_per_step(config, records, ranks)
+    return samples / prediction.batch["samples"] * prediction.minimal_tflops / (tflops * mfu) / 3600
 
 
 def describe(config: Config, prediction: Prediction, step: memory.StepMemory, records: int | None) -> str:
@@ -159,13 +174,14 @@ def describe(config: Config, prediction: Prediction, step: memory.StepMemory, re
     lines = ["module        parameters        trained"]
     for name, (total, trained) in prediction.parameters.items():
         lines.append(f"{name:<10} {total:>13,} {trained:>14,}")
-    batch = prediction.batch
+    batch, ranks = prediction.batch, runtime.world_size()
+    samples = samples_per_step(config, records, ranks)
     lines += [
         f"micro-batch of one rank: {batch['samples']} samples, {batch['tokens']} tokens in {batch['slots']} places, "
         f"{batch['images']} images, {batch['label_tokens']} label tokens",
         f"{prediction.tflops:.4g} TFLOP per micro-batch and rank, {prediction.minimal_tflops:.4g} of them without "
-        f"padding, masked scores and repeated passes; {prediction.tflops * config.train.chunks_per_step:.4g} per "
-        "optimizer step",
+        f"padding, masked scores and repeated passes; {prediction.tflops * samples / batch['samples']:.4g} per "
+        f"optimizer step of {samples} samples of a rank",
         f"activations {step.activations / GIB:.2f} GiB per rank",
         *([f"queue {prediction.queue:.2f} GiB on every rank"] if config.objective.queue_size else []),
         "weights, gradients and optimizer, GiB per rank:",
@@ -193,16 +209,30 @@ def _describe_hours(config: Config, prediction: Prediction, records: int | None)
     if config.log.peak_tflops:
         device = "log.peak_tflops"
     peak = peak or ASSUMED_PEAK
-    times = [
-        hours(config, prediction, records=records or 0, ranks=ranks, tflops=peak, mfu=ASSUMED_MFU) for ranks in RANKS
-    ]
+    times = (
+        f"{hours(config, prediction, records=records, ranks=ranks, tflops=peak, mfu=ASSUMED_MFU):>9.3g}"
+        if records is None or records >= ranks
+        else f"{'-':>9}"
+        for ranks in RANKS
+    )
     count = optimizer_steps(config, records or 0, runtime.world_size())
     return [
         f"hours, assuming {peak:g} TFLOP/s for each rank ({device}) at an MFU of {ASSUMED_MFU:g}, without loading, "
         f"validation and saving; {count:,} steps on {runtime.world_size()} rank(s):",
         _row("ranks", (f"{ranks:>9}" for ranks in RANKS)),
-        _row("hours", (f"{value:>9.3g}" for value in times)),
+        _row("hours", times),
+        *_describe_few(config, records),
     ]
+
+
+def _describe_few(config: Config, records: int | None) -> list[str]:
+    """Where ranks find less than a step for them, or nothing."""
+    step = config.train.per_device_batch_size * config.train.gradient_accumulation_steps
+    few = [ranks for ranks in RANKS if records is not None and records < step * ranks]
+    if not few:
+        return []
+    note = f"{records} records do not fill a step of {few[0]} or more ranks"
+    return [note + ("; -: fewer records than ranks cannot be trained on" if records < RANKS[-1] else "")]
 
 
 def _row(name: str, cells: Iterator[str]) -> str:
@@ -214,7 +244,7 @@ def _name(stage: int | None) -> str:
 
 
 def dry_run(config: Config) -> Prediction:
-    """Print the prediction; on a small model also run one batch for real (without DeepSpeed). Trains nothing."""
+    """Print the prediction; on a small model also run one batch for real on the CPU (see `on_cpu`). Trains nothing."""
     outline.read_model_config(config.model)
     inputs = run.read_inputs(config)
     prediction = predict(config, inputs)
@@ -224,7 +254,7 @@ def dry_run(config: Config) -> Prediction:
     if prediction.total > SMALL:
         print(f"{prediction.total:,} parameters: weights were not loaded, no batch was run")
         return prediction
-    config.train.deepspeed = None
+    config = on_cpu(config)
     model = run.build_model(config, inputs)
     batch = _one_batch(config, inputs)
     started = time.perf_counter()
@@ -239,6 +269,18 @@ def dry_run(config: Config) -> Prediction:
     if caches.wanted(config):
         print("constant text states and cached features are computed when training starts")
     return prediction
+
+
+def on_cpu(config: Config) -> Config:
+    """The same run as a CPU can take a batch of it, with a GPU beside it or not: without DeepSpeed, 4 bits, kernels of
+    a GPU and compiling."""
+    config = copy.deepcopy(config)
+    config.train.deepspeed, config.train.compile, config.model.load_in_4bit = None, False, False
+    if config.model.attn_implementation not in ("sdpa", "eager"):
+        config.model.attn_implementation = "segments"
+    if config.objective.lm_loss == "liger":
+        config.objective.lm_loss = "chunked"
+    return config
 
 
 def _one_batch(config: Config, inputs: run.Inputs) -> dict[str, Tensor]:
