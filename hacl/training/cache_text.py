@@ -97,7 +97,7 @@ def cache_texts(
                 rows, roots, size = [], [], 0
     if roots:
         write_shard(folder, roots, torch.cat(rows))
-    parts = caches.all_ranks(report)  # which also waits for their last shards
+    parts = runtime.all_ranks(report)  # which also waits for their last shards
     report = CachingReport(*(sum(getattr(part, name) for part in parts) for name in ("texts", "kept", "computed")))
     cache.refresh()
     report.bytes = len(cache) * cache.width * torch.empty(0, dtype=cache.dtype).element_size()
@@ -131,10 +131,10 @@ def _open_together(folder: Path, meta: dict[str, Any]) -> TextCache:
             open_for_writing(folder, meta)
         except (ValueError, OSError) as error:
             failure = error
-    if (failure := caches.all_ranks(failure)[0]) is not None:
+    if (failure := runtime.all_ranks(failure)[0]) is not None:
         raise failure
     cache = TextCache(folder, meta)
-    caches.all_ranks(None)  # none adds a shard before all have seen which were there
+    runtime.all_ranks(None)  # none adds a shard before all have seen which were there
     return cache
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from hacl.config import Config, ConfigError
 from hacl.data.images import load_image, resolve_image
+from hacl.data.parallel import chunked
 from hacl.data.text_cache import TextCache
 from hacl.training import manifest, runtime
 from hacl.training.objective import HaclModel, constant_text, is_frozen, text_states
+from hacl.training.stopping import Stopped, StopRequest
 
 SHARD_BYTES = 256 * 2**20
 
@@ -54,40 +57,71 @@ class RowStore:
     def __contains__(self, key: str) -> bool:
         return key in self._place
 
-    def extend(self, keys: Sequence[str], compute: Callable[[Sequence[str]], Tensor], batch: int) -> None:
-        """Add the keys that are missing. Every rank calls this with the same keys and computes its share.
+    def extend(
+        self,
+        keys: Sequence[str],
+        compute: Callable[[Sequence[str]], Tensor],
+        batch: int,
+        stop: StopRequest | None = None,
+    ) -> None:
+        """Add the keys that any rank lacks. Every rank calls this with the same keys and computes its share.
 
-        compute: some keys -> (len(keys), ...) rows on the CPU. What was computed before an error is kept.
+        compute: some keys -> (len(keys), ...) rows on the CPU. Ranks meet after every shard, so that all stop when one
+        fails or was asked to. What was computed before is kept. Raises Stopped; the error of this rank, or ValueError
+        for that of another; ValueError on all ranks where one still lacks a key.
         """
-        ranks, rank = runtime.world_size(), runtime.rank()
-        missing = [key for key in dict.fromkeys(keys) if key not in self._place]
-        mine, written = missing[rank::ranks], {}
+        keys = list(dict.fromkeys(keys))
+        absent = runtime.all_ranks([place for place, key in enumerate(keys) if key not in self._place])
+        missing = [keys[place] for place in sorted(set().union(*absent))]
+        mine = deque(chunked(missing[runtime.rank() :: runtime.world_size()], batch))
         self.folder.mkdir(parents=True, exist_ok=True)
-        pending: list[Tensor] = []
-        pending_keys: list[str] = []
+        more = bool(missing)
+        while more:
+            written, failure = {}, None
+            try:
+                self._add_shard(mine, compute, written)
+            except (Exception, KeyboardInterrupt) as error:  # whatever it is, the other ranks wait to hear of it
+                failure = error
+            more = self._meet(written, failure, None if stop is None else stop.received, bool(mine))
+        for rank, lost in enumerate(runtime.all_ranks([key for key in keys if key not in self._place][:1])):
+            if lost:
+                raise ValueError(
+                    f"{self.folder}: rank {rank} lacks {lost[0].splitlines()[0]!r} after all was computed; let all "
+                    "ranks read the same files, of the same size and time of change"
+                )
 
-        def flush() -> None:
-            if pending_keys:
-                written[self._write_shard(pending_keys, torch.cat(pending))] = list(pending_keys)
-                pending.clear()
-                pending_keys.clear()
+    def _meet(
+        self, written: dict[str, list[str]], failure: BaseException | None, asked: str | None, left: bool
+    ) -> bool:
+        """Learn of the shards of all ranks, and whether any has keys left; raises, on all, what ends one of them."""
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        parts, failures, requests, more = zip(*runtime.all_ranks((written, told, asked, left)), strict=True)
+        for name, keys in (shard for part in parts for shard in part.items()):
+            self._register(name, keys)
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(failures):
+            if message is not None:
+                raise ValueError(f"rank {rank} could not compute its part of {self.folder}: {message}")
+        if any(requests):
+            raise Stopped(next(filter(None, requests)), 0, saved=False)
+        return any(more)
 
+    def _add_shard(
+        self, todo: deque[list[str]], compute: Callable[[Sequence[str]], Tensor], written: dict[str, list[str]]
+    ) -> None:
+        """Take batches of keys from `todo` until they fill a shard; it is written, and noted, on an error too."""
+        keys: list[str] = []
+        rows: list[Tensor] = []
         size = 0
         try:
-            for start in range(0, len(mine), batch):
-                chosen = mine[start : start + batch]
-                rows = compute(chosen)
-                pending.append(rows)
-                pending_keys += chosen
-                size += rows.numel() * rows.element_size()
-                if size >= SHARD_BYTES:
-                    flush()
-                    size = 0
+            while todo and size < SHARD_BYTES:
+                rows.append(compute(todo[0]))
+                keys += todo.popleft()
+                size += rows[-1].nbytes
         finally:
-            flush()
-        for part in all_ranks(written):
-            for name, shard_keys in part.items():
-                self._register(name, shard_keys)
+            if keys:
+                written[self._write_shard(keys, torch.cat(rows))] = keys
 
     def _write_shard(self, keys: Sequence[str], rows: Tensor) -> str:
         from safetensors.torch import save_file
@@ -115,16 +149,6 @@ class RowStore:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
-
-
-def all_ranks(value) -> list:
-    """What every rank passed, in rank order; also a barrier."""
-    if runtime.world_size() == 1:
-        return [value]
-    runtime.join_group()
-    values = [None] * runtime.world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
 
 
 class FeatureCache:
@@ -173,10 +197,11 @@ def wanted(config: Config) -> bool:
     return config.train.cache_vision_features or on_disk or (texts and config.model.learning_rate.llm == 0)
 
 
-def prepare(config: Config, inputs, model: HaclModel) -> Stores:
+def prepare(config: Config, inputs, model: HaclModel, stop: StopRequest | None = None) -> Stores:
     """Open the caches of a run and compute what they lack. `model` is not sharded. Every rank calls this.
 
-    Raises ConfigError when train.cache_vision_features is set although the tower trains.
+    Raises Stopped where `stop` was asked on any rank while they compute, and ConfigError when the tower trains although
+    train.cache_vision_features is set.
     """
     train = config.train
     root = Path(train.cache_dir) if train.cache_dir else Path(train.output_dir) / "cache"
@@ -187,13 +212,13 @@ def prepare(config: Config, inputs, model: HaclModel) -> Stores:
     if train.cache_vision_features:
         if not is_frozen(model.adapter.vision_tower):
             raise ConfigError("train.cache_vision_features=true, but model.learning_rate.vision > 0 changes them")
-        stores.features = _features(root, folder, inputs, model, device)
+        stores.features = _features(root, folder, inputs, model, device, stop)
     if train.text_cache is not None:
         from hacl.training.cache_text import open_text_cache
 
         stores.texts = open_text_cache(config, inputs, model)
     elif train.cache_text_states and config.objective.contrastive_weight > 0 and constant_text(model.backbone):
-        stores.texts = _texts(root, folder, config, inputs, model, device)
+        stores.texts = _texts(root, folder, config, inputs, model, device, stop)
     return stores
 
 
@@ -228,7 +253,9 @@ def vision_meta(folder: Path, inputs, model: HaclModel) -> dict:
     }
 
 
-def _features(root: Path, folder: Path, inputs, model: HaclModel, device: torch.device) -> FeatureCache:
+def _features(
+    root: Path, folder: Path, inputs, model: HaclModel, device: torch.device, stop: StopRequest | None
+) -> FeatureCache:
     processor = inputs.processor.image_processor
     dtype = next(model.adapter.vision_tower.parameters()).dtype
     keys: dict[str, str] = {}
@@ -246,11 +273,13 @@ def _features(root: Path, folder: Path, inputs, model: HaclModel, device: torch.
         return model.adapter.vision_features(torch.stack(pixels).to(device, dtype)).cpu()
 
     store = open_store(root, "vision", vision_meta(folder, inputs, model))
-    store.extend(list(files), compute, batch=16)
+    store.extend(list(files), compute, batch=16, stop=stop)
     return FeatureCache(store, keys)
 
 
-def _texts(root: Path, folder: Path, config: Config, inputs, model: HaclModel, device) -> TextStateCache:
+def _texts(
+    root: Path, folder: Path, config: Config, inputs, model: HaclModel, device, stop: StopRequest | None
+) -> TextStateCache:
     from hacl.training.run import build_dataset
 
     objective = config.objective
@@ -275,5 +304,5 @@ def _texts(root: Path, folder: Path, config: Config, inputs, model: HaclModel, d
         return text_states(model, [roots[key] for key in chosen], encoder=inputs.encoder, device=device).to(dtype)
 
     store = open_store(root, "texts", meta)
-    store.extend(sorted(roots, key=lambda key: len(roots[key])), compute, batch=512)
+    store.extend(sorted(roots, key=lambda key: len(roots[key])), compute, batch=512, stop=stop)
     return TextStateCache(store, model.adapter.hidden_size, dtype)

@@ -8,6 +8,8 @@ Of a streamed source the first `STREAMED` records are looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -57,7 +59,8 @@ def check_images(
 ) -> None:
     """Refuse records whose image is missing, outside the image folder or damaged; names record and file.
 
-    decode: read pixels too, as long as there are at most `DECODED` images. Of several ranks each takes its share.
+    decode: read pixels too, as long as there are at most `DECODED` images. Of several ranks each reads its share; all
+    come to the verdict, and raise the error, of one process.
     max_bad_fraction: share of the images that may be bad; these are counted and named.
     """
     owners: dict[str, str] = {}
@@ -65,23 +68,33 @@ def check_images(
         for image in record.images:
             owners.setdefault(image, record.id)
     read = load_image if decode and len(owners) <= DECODED else check_header
-    mine = list(owners.items())[runtime.rank() :: runtime.world_size()]
-    bad: list[Exception] = []
-    for image, owner in mine:
+    images = list(owners.items())
+    found: list[tuple[int, Exception]] = []
+    for place in range(runtime.rank(), len(images), runtime.world_size()):
+        image, owner = images[place]
         try:
             read(resolve_image(root, image))
-        except FileNotFoundError as error:
-            bad.append(_named(FileNotFoundError, owner, error))
-        except ValueError as error:
-            bad.append(_named(ValueError, owner, error))
-        except OSError as error:
-            raise _named(OSError, owner, error) from error
-        refuse_above(bad, max_bad_fraction, len(mine), "image(s)")
+        except (ValueError, OSError) as error:
+            found.append((place, _named(owner, error)))
+            if _is_of_machine(error) or len(found) > max_bad_fraction * len(images):
+                break
+    bad: list[Exception] = []
+    for _, error in sorted(chain(*runtime.all_ranks(found)), key=itemgetter(0)):
+        if _is_of_machine(error):
+            raise error
+        bad.append(error)
+        refuse_above(bad, max_bad_fraction, len(images), "image(s)")
     if bad:
-        say(f"{len(bad)} of {len(mine)} image(s) cannot be read and will be replaced, first: {bad[0]}")
+        say(f"{len(bad)} of {len(images)} image(s) cannot be read and will be replaced, first: {bad[0]}")
 
 
-def _named(kind: type[Exception], owner: str, error: Exception) -> Exception:
+def _is_of_machine(error: Exception) -> bool:
+    """Whether an error tells of this machine (a server that does not answer, no permission) and not of the data."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+
+
+def _named(owner: str, error: Exception) -> Exception:
+    kind = next(kind for kind in (FileNotFoundError, ValueError, OSError) if isinstance(error, kind))
     named = kind(f"record {owner!r}: {error}")
     named.__cause__ = error
     return named

@@ -143,21 +143,22 @@ def build_train_set(
     return streaming.train_set(config, inputs.source, build_dataset(config, inputs, [], pixels=pixels))
 
 
-def build_trainer(config: Config) -> HaclTrainer:
-    """Everything up to the first step. Raises before training for bad settings, records, images and processors."""
+def build_trainer(config: Config, stop: StopRequest | None = None) -> HaclTrainer:
+    """Everything up to the first step. Raises before training for bad settings, records, images and processors, and
+    Stopped where `stop` is asked on any rank while caches are computed."""
     runtime.prepare_process(config.train)
     inputs = read_inputs(config)
     measured = utilisation(config, inputs.processor)
     stores = caches.Stores()
     if caches.wanted(config) and runtime.zero_stage(config.train) == 3:
         unsharded = build_model(config, inputs)  # no arguments yet, so nothing shards it
-        stores = caches.prepare(config, inputs, unsharded)
+        stores = caches.prepare(config, inputs, unsharded, stop)
         del unsharded
         gc.collect()
     arguments = runtime.training_arguments(config, has_eval=bool(inputs.eval_records))
     model = build_model(config, inputs)
     if caches.wanted(config) and runtime.zero_stage(config.train) != 3:
-        stores = caches.prepare(config, inputs, model)
+        stores = caches.prepare(config, inputs, model, stop)
     pixels = stores.features is None
     train_set = build_train_set(config, inputs, pixels=pixels)
     eval_set = build_dataset(config, inputs, inputs.eval_records, pixels=pixels) if inputs.eval_records else None
@@ -295,7 +296,7 @@ def run(config: Config) -> RunResult:
     refuse_used_folder(config)
     storage.check_writable(config.train.output_dir, runtime.rank())
     with StopRequest(at_once=runtime.world_size() == 1) as stop:
-        trainer = build_trainer(config)
+        trainer = build_trainer(config, stop)
         trainer.stop = stop
         output = Path(config.train.output_dir)
         resume = find_resume(config, trainer.base, trainer.data)

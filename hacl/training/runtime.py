@@ -14,7 +14,7 @@ import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hacl.config import Config, ConfigError, TrainConfig
 
@@ -51,6 +51,18 @@ def join_group(timeout_minutes: float = 30.0) -> None:
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
     else:
         torch.distributed.init_process_group("gloo", timeout=timeout)
+
+
+def all_ranks(value: Any) -> list[Any]:
+    """What every rank passed, in rank order; also a barrier."""
+    import torch
+
+    if world_size() == 1:
+        return [value]
+    join_group()
+    values = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def leave_group() -> None:
