@@ -96,6 +96,16 @@ def clear_leftovers(run: Path | str) -> list[str]:
     return found
 
 
+def set_aside(folder: Path, mark: str) -> Path:
+    """Rename a checkpoint so that it counts as none: `mark` before its name, with a number where that is taken."""
+    aside, number = folder.with_name(mark + folder.name), 0
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{mark}{folder.name}.{number}")
+    os.replace(folder, aside)
+    return aside
+
+
 def _leftovers(run: Path) -> Iterator[Path]:
     for mark in (TEMPORARY, REPLACED, PRUNED):
         yield from run.glob(f"{mark}checkpoint-*")

@@ -25,6 +25,7 @@ from hacl.training.checkpoint_store import checkpoints
 
 FORMAT = "hacl-checkpoint-1"
 HASH_LIMIT = 2**30  # files above 1 GiB are checked by size alone
+SHAPE = {"step": int, "ranks": int, "base": dict, "data": str, "config": dict, "files": dict}
 # Settings a resumed run may change: where and how often things are written, and how long it goes on.
 FREE = {
     "model.path",
@@ -112,19 +113,38 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_manifest(folder: Path | str) -> dict:
-    """The manifest of a complete checkpoint. Raises CheckpointError naming the file that is missing or changed."""
-    folder = Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no {MANIFEST}; the checkpoint is not ours or was interrupted while saving")
+def load_manifest(folder: Path | str) -> dict:
+    """The manifest of a checkpoint whose files are not looked at. Raises CheckpointError, whatever is wrong with it."""
+    path = Path(folder) / MANIFEST
     try:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder}: no {MANIFEST}; the checkpoint is not ours or was interrupted while saving"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or unreadable: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: format {found!r}, this version reads {FORMAT!r}")
+    wrong = [name for name, kind in SHAPE.items() if not isinstance(content.get(name), kind)]
+    if not wrong:
+        wrong = [f"files/{name}" for name, entry in content["files"].items() if not _is_entry(entry)]
+    if wrong:
+        raise CheckpointError(f"{path}: damaged: {wrong[0]} is missing or not what it should be")
+    return content
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256", ""), str)
+
+
+def read_manifest(folder: Path | str) -> dict:
+    """The manifest of a complete checkpoint. Raises CheckpointError naming the file that is missing or changed."""
+    folder = Path(folder)
+    content = load_manifest(folder)
     for name, entry in content["files"].items():
         try:
             _verify(folder, name, entry)
@@ -144,10 +164,10 @@ def _verify(folder: Path, name: str, entry: dict[str, Any]) -> None:
 def check_compatible(folder: Path | str, config: Config, *, base: str, data: str, ranks: int) -> dict:
     """Refuse to resume from a checkpoint of another model, data set, number of ranks or setting."""
     content = read_manifest(folder)
-    if content["base"]["fingerprint"] != base:
+    if content["base"].get("fingerprint") != base:
         raise CheckpointError(
-            f"{folder}: checkpoint of another model: it was trained from {content['base']['path']} "
-            f"({content['base']['fingerprint']}), this run starts from {config.model.path} ({base}); "
+            f"{folder}: checkpoint of another model: it was trained from {content['base'].get('path')} "
+            f"({content['base'].get('fingerprint')}), this run starts from {config.model.path} ({base}); "
             "set model.path to that model or train.resume=none with another train.output_dir"
         )
     if content["data"] != data:

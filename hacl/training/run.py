@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from hacl.training import (
     checks,
     kernels,
     manifest,
+    resume,
     runtime,
     storage,
     streaming,
@@ -40,12 +40,11 @@ from hacl.training import (
 from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
 from hacl.training.outline import utilisation
+from hacl.training.resume import RESULT
 from hacl.training.skipped import SkippedSamples
 from hacl.training.stopping import Stopped, StopRequest
 from hacl.training.trainer import DataError, HaclTrainer
 from hacl.training.work import CountingCollator
-
-RESULT = "result.json"
 
 
 @dataclass
@@ -236,81 +235,38 @@ def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclMode
         trainer.add_callback(watcher)
 
 
-def refuse_used_folder(config: Config) -> None:
-    """With train.resume=none, refuse a run folder that holds checkpoints: old and new ones would mix under one name."""
-    output = Path(config.train.output_dir)
-    held = sorted(path.name for path in output.glob("checkpoint-*"))
-    if config.train.resume == "none" and held:
-        raise manifest.CheckpointError(
-            f"{output} already holds {', '.join(held[:3])}{', ...' if len(held) > 3 else ''}, and train.resume=none "
-            "starts anew; choose another train.output_dir, remove that folder, or continue with train.resume=auto"
-        )
-
-
-def find_resume(config: Config, base: str, data: str) -> str | None:
-    """The checkpoint to resume from, verified against this run, or None to start anew.
-
-    The first rank looks, once it has removed what a killed save left, and tells the others (collective).
-    """
-    if runtime.world_size() == 1:
-        return _find_resume(config, base, data)
-    answer: list[Any] = [None, None]
-    if runtime.rank() == 0:
-        try:
-            answer[0] = _find_resume(config, base, data)
-        except manifest.CheckpointError as error:
-            answer[1] = str(error)
-    torch.distributed.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise manifest.CheckpointError(answer[1])
-    return answer[0]
-
-
-def _find_resume(config: Config, base: str, data: str) -> str | None:
-    for name in checkpoint_store.clear_leftovers(config.train.output_dir):
-        print(f"removed {name}, left by a process that was killed while it saved", file=sys.stderr, flush=True)
-    output = Path(config.train.output_dir)
-    if config.train.resume == "none":
-        return None
-    if config.train.resume == "auto":
-        folder = manifest.newest_checkpoint(output)
-        if folder is None:
-            return None
-    else:
-        folder = Path(config.train.resume)
-        if folder.resolve().parent != output.resolve():
-            raise manifest.CheckpointError(
-                f"train.resume={folder}: only checkpoints inside train.output_dir ({output}) are resumed; to start "
-                "from its weights, export it and set model.path"
-            )
-    manifest.check_compatible(folder, config, base=base, data=data, ranks=runtime.world_size())
-    return str(folder)
-
-
 def run(config: Config) -> RunResult:
     """Train as configured and return the checkpoint to export. Calling again resumes, or returns what is done.
 
     Raises Stopped after SIGTERM or SIGUSR1, once the last step is saved; StorageError where nothing can be written;
     NonFiniteError, DataError and HungRankError for what their names say. Several ranks raise together.
     """
-    refuse_used_folder(config)
+    resume.refuse_used_folder(config)
     storage.check_writable(config.train.output_dir, runtime.rank())
     with StopRequest(at_once=runtime.world_size() == 1) as stop:
         trainer = build_trainer(config, stop)
         trainer.stop = stop
         output = Path(config.train.output_dir)
-        resume = find_resume(config, trainer.base, trainer.data)
-        if resume is not None and _is_finished(trainer, resume):
-            return _finished(output, Path(resume))
-        storage.check_space(output, weights.checkpoint_bytes(trainer.model))
-        if trainer.args.should_save:
-            (output / RESULT).unlink(missing_ok=True)  # it is about what was finished before
-            save_config(config, output / "config.yaml")
-            (output / "versions.json").write_text(json.dumps(manifest.versions(), indent=1), encoding="utf-8")
-        _announce(config, trainer, resume)
+        start = resume.find_resume(config, trainer.base, trainer.data)
+        trainer.is_finished = start is not None and _is_finished(trainer, start)
+        if trainer.is_finished and (found := _earlier(output, start)) is not None:
+            return found
+        if not trainer.is_finished:
+            resume.begin_branch(config, start)
+            storage.check_space(output, weights.checkpoint_bytes(trainer.model))
+            runtime.on_first_rank(lambda: _note_start(config, output), otherwise=storage.StorageError)
+            _announce(config, trainer, start)
         stop.at_once = False
         with _saving_what_is_done(trainer):
-            return _train(trainer, resume)
+            return _train(trainer, start)
+
+
+def _note_start(config: Config, output: Path) -> None:
+    """Settings and versions of the run; a result that is there is about what was finished before."""
+    with storage.storage_errors(output, "config.yaml and versions.json"):
+        (output / RESULT).unlink(missing_ok=True)
+        save_config(config, output / "config.yaml")
+        (output / "versions.json").write_text(json.dumps(manifest.versions(), indent=1), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -331,45 +287,50 @@ def _saving_what_is_done(trainer: HaclTrainer) -> Iterator[None]:
         raise Stopped(stopped.reason, stopped.step, saved=stopped.step > 0) from None
 
 
-def _train(trainer: HaclTrainer, resume: str | None) -> RunResult:
+def _train(trainer: HaclTrainer, start: str | None) -> RunResult:
     """The loop, the last checkpoint, the last validation, and `result.json`."""
     output = Path(trainer.args.output_dir)
-    outcome = trainer.train(resume_from_checkpoint=resume)
-    metrics = dict(outcome.metrics)
-    best = trainer.state.best_model_checkpoint
-    last = checkpoint_store.checkpoint_folder(output, trainer.state.global_step)
-    if best is None:
-        trainer.save_now()
-    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    if trainer.eval_dataset is not None and (best is not None or trainer.state.global_step not in evaluated):
+    outcome = trainer.train(resume_from_checkpoint=start)
+    metrics = {} if trainer.is_finished else dict(outcome.metrics)
+    state = trainer.state
+    best = state.best_model_checkpoint if trainer.config.train.best_metric is not None else None
+    last = checkpoint_store.checkpoint_folder(output, state.global_step)
+    trainer.save_now()
+    evaluated = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == state.global_step]
+    if trainer.eval_dataset is not None and (best is not None or not evaluated):
         metrics.update(trainer.evaluate())
-    result = RunResult(Path(best) if best else last, trainer.state.global_step, metrics)
-    if trainer.args.should_save:
-        summary = {"checkpoint": result.checkpoint.name, "step": result.step, "metrics": result.metrics}
-        temporary = output / f".{RESULT}.tmp"
+    elif evaluated:
+        metrics.update({name: value for name, value in evaluated[-1].items() if name.startswith("eval_")})
+    result = RunResult(Path(best) if best else last, state.global_step, metrics)
+    runtime.on_first_rank(lambda: _write_result(output, result), otherwise=storage.StorageError)
+    return result
+
+
+def _write_result(output: Path, result: RunResult) -> None:
+    summary = {"checkpoint": result.checkpoint.name, "step": result.step, "metrics": result.metrics}
+    temporary = output / f".{RESULT}.tmp"
+    with storage.storage_errors(output, RESULT):
         temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
         os.replace(temporary, output / RESULT)
-    return result
 
 
 def _is_finished(trainer: HaclTrainer, checkpoint: str) -> bool:
     """Whether a checkpoint is of the last step; Trainer would add another one."""
     *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
-    return manifest.read_manifest(checkpoint)["step"] >= max_steps
+    return manifest.load_manifest(checkpoint)["step"] >= max_steps
 
 
-def _finished(output: Path, last: Path) -> RunResult:
-    """What an earlier call of `run` returned."""
-    state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
-    chosen = Path(state.get("best_model_checkpoint") or last).name
-    summary = {"checkpoint": chosen, "step": int(last.name.split("-")[1]), "metrics": {}}
-    if (output / RESULT).is_file():
-        summary.update(json.loads((output / RESULT).read_text(encoding="utf-8")))
-    print(f"nothing left to do: {output} is finished at step {summary['step']}")
-    return RunResult(output / summary["checkpoint"], summary["step"], summary["metrics"])
+def _earlier(output: Path, last: str) -> RunResult | None:
+    """What an earlier call of `run` returned (collective); None where it was ended before it could write that down."""
+    step = manifest.load_manifest(last)["step"]
+    found = runtime.on_first_rank(lambda: resume.earlier_result(output, step), otherwise=storage.StorageError)
+    if runtime.rank() == 0:
+        rest = f"validating and writing {RESULT}, which is missing" if found is None else "nothing left to do"
+        print(f"{rest}: {output} is finished at step {step}", flush=True)
+    return found and RunResult(output / found["checkpoint"], step, found.get("metrics", {}))
 
 
-def _announce(config: Config, trainer: HaclTrainer, resume: str | None) -> None:
+def _announce(config: Config, trainer: HaclTrainer, start: str | None) -> None:
     """What a reader of the log must know about batches and what trains."""
     if not trainer.is_world_process_zero():
         return
@@ -380,7 +341,7 @@ def _announce(config: Config, trainer: HaclTrainer, resume: str | None) -> None:
     print(
         f"training {trained:,} of {total:,} parameters on {ranks} rank(s), "
         + ("no DeepSpeed" if train.deepspeed is None else f"DeepSpeed ZeRO-{runtime.zero_stage(train)}")
-        + (f", resuming {resume}" if resume else "")
+        + (f", resuming {start}" if start else "")
     )
     print(
         f"contrastive batch: {train.contrastive_batch_size * ranks} samples "

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,6 +64,28 @@ def all_ranks(value: Any) -> list[Any]:
     values = [None] * world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def on_first_rank(action: Callable[[], Any], *, otherwise: type[Exception]) -> Any:
+    """What `action` returns on the first rank, for all ranks (collective). Where it fails, the first rank raises its
+    error and the others, which must not wait for it, `otherwise` with its message."""
+    import torch
+
+    if world_size() == 1:
+        return action()
+    answer: list[Any] = [None, None]
+    failure = None
+    if rank() == 0:
+        try:
+            answer[0] = action()
+        except Exception as error:
+            failure, answer[1] = error, str(error) or type(error).__name__
+    torch.distributed.broadcast_object_list(answer, src=0)
+    if failure is not None:
+        raise failure
+    if answer[1] is not None:
+        raise otherwise(answer[1])
+    return answer[0]
 
 
 def leave_group() -> None:

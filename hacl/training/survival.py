@@ -19,7 +19,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from hacl.config import Config
-from hacl.training import checkpoint_store, manifest, runtime, storage, weights
+from hacl.training import checkpoint_store, manifest, resume, runtime, storage, weights
 from hacl.training.nonfinite import NonFiniteGuard, gradients_are_finite
 from hacl.training.stopping import Stopped, StopRequest, end_workers
 from hacl.training.watchdog import Watchdog
@@ -33,6 +33,7 @@ class SurvivingTrainer(Trainer):
     stop = StopRequest()
     guard: NonFiniteGuard | None = None
     watchdog: Watchdog | None = None
+    is_finished = False  # resumed only to validate and report: no step is left
 
     def __init__(self, *, config: Config, base: str = "", data: str = "", **kwargs: Any):
         super().__init__(**kwargs)
@@ -271,7 +272,29 @@ class SurvivingTrainer(Trainer):
             (Path(output_dir) / "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="utf-8")
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any = None) -> bool:
+        """As Trainer, among the steps that are saved: one without a checkpoint cannot be the best checkpoint."""
+        return self.control.should_save and super()._determine_best_metric(metrics=metrics, trial=trial)
+
     # Resuming
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
+        """As Trainer; of a run that is finished no epoch is left, so that `train` only loads what was saved."""
+        epochs, *others = super().set_initial_training_values(args, dataloader)
+        return (0 if self.is_finished else epochs, *others)
+
+    def _init_training_state(self, *arguments: Any) -> tuple[int, int]:
+        """As Trainer; what the resumed state says of the best checkpoint stays only where it still holds."""
+        begun = super()._init_training_state(*arguments)
+        *_, start, _ = arguments
+        if start is not None:
+            resume.settle_best(self.state, start, self.config)
+        return begun
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer, without the rates of a process that made no step."""
+        if not (self.is_finished and "train_loss" in logs):
+            super().log(logs, start_time)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):
         """As Trainer, but a DeepSpeed checkpoint is read without its (left out) frozen weights."""
@@ -296,6 +319,7 @@ class SurvivingTrainer(Trainer):
         weights.load_weights(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        self.save_now()  # of the last step, whose weights now go
         best = self.state.best_model_checkpoint
         logger.info("loading the best checkpoint %s (%s)", best, self.state.best_metric)
         if self.is_deepspeed_enabled:

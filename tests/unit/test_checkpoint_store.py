@@ -225,12 +225,24 @@ def test_a_failed_removal_is_reported_and_harms_nothing(tmp_path, monkeypatch, c
     assert names(tmp_path / "b") == ["checkpoint-1", "checkpoint-2"]
 
 
+def rewrite(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
     "damage, reason",
     [
         (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text('{"form'), "damaged"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "format 'list'"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "damaged"),
+        (lambda folder: rewrite(folder, files=None), "damaged: files"),
+        (lambda folder: rewrite(folder, step="3"), "damaged: step"),
+        (lambda folder: rewrite(folder, base="llava"), "damaged: base"),
+        (lambda folder: rewrite(folder, files={"weights": 3}), "damaged: files/weights"),
+        (lambda folder: rewrite(folder, files={"weights": {"size": 3, "sha256": 4}}), "damaged: files/weights"),
+        (lambda folder: rewrite(folder, files={"weights": {}}), "damaged: files/weights"),
         (lambda folder: (folder / "weights").unlink(), "weights is missing"),
         (lambda folder: (folder / "weights").write_bytes(b"ww"), "another size"),
         (lambda folder: (folder / "weights").write_bytes(b"www!"[:3][::-1][:2] + b"!"), "content of weights"),
@@ -243,3 +255,17 @@ def test_what_does_not_verify_is_passed_over_and_named(tmp_path, capsys, damage,
     said = capsys.readouterr().err
     assert "passing over" in said and "checkpoint-3" in said and reason in said
     assert json.loads((tmp_path / "checkpoint-2/manifest.json").read_text())["step"] == 2
+
+
+def test_a_manifest_that_the_disk_does_not_give_back_is_passed_over(tmp_path, monkeypatch, capsys):
+    complete(tmp_path, 2, 3)
+    original = Path.read_text
+
+    def broken(self, *arguments, **options):
+        if self == tmp_path / "checkpoint-3/manifest.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", broken)
+    assert manifest.newest_checkpoint(tmp_path).name == "checkpoint-2"
+    assert "Input/output error" in capsys.readouterr().err
