@@ -83,7 +83,7 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
     }
     works = [_work(config, batch) for batch in micro_batches(config, inputs, model)]
     cost = outline.cost_of(config, model, inputs.processor)
-    how = outline.execution(config)
+    how = outline.execution(config, model)
     text_size = 0 if heads is None else adapter.hidden_size if is_frozen(adapter.decoder) else heads.projection_size
     return Prediction(
         parameters,

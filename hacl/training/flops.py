@@ -16,6 +16,7 @@ T tokens, R rows, D hidden size.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,12 +52,15 @@ class Part:
 class Execution:
     """How a step is run. pairs: the positions that attention goes over, a count of `Work`: whole rows (as torch's
     counter reads any kernel), what a dense mask or a causal flag leaves, or what is seen; fused: its backward computes
-    the scores anew; recompute: gradient checkpointing; grad_cache: a first pass without a graph and without logits."""
+    the scores anew; recompute: gradient checkpointing; grad_cache: a first pass without a graph and without logits;
+    plain_labels: labels of a micro-batch above which a head that takes part in the backward runs again there, as
+    `hacl.training.label_loss.plain_limit` gives them."""
 
     pairs: Literal["dense_pairs", "masked_pairs", "packed_pairs"] = "dense_pairs"
     fused: bool = True
     recompute: bool = False
     grad_cache: bool = False
+    plain_labels: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class StepCost:
 
     def executed(self, work: Work, how: Execution | None = None) -> float:
         """What the packed step runs, padding and gradients of constant text included. how: None is as torch's counter
-        reads a plain step."""
+        reads a plain step. Of several micro-batches added up, the mean says whether the LM head runs again."""
         how = how or Execution()
         pairs: int = getattr(work, how.pairs)
         factor = FUSED_BACKWARD if how.fused else PLAIN_BACKWARD
@@ -102,6 +106,8 @@ class StepCost:
         total = self.vision.total(towers, factor) + self.projector.total(images)
         total += decoder.total(work.slots) + attention.total(pairs, factor)
         total += self.head.total(work.labels)
+        if self.head.backward and work.labels > how.plain_labels * max(1, work.batches):
+            total += work.labels * self.head.forward
         total += self.image_head.total(work.image_read_slots) + self.text_head.total(work.text_read_slots)
         if how.recompute:
             total += work.slots * decoder.again + pairs * attention.attention * attention.share

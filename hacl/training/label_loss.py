@@ -6,6 +6,7 @@ Shapes: N label tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import importlib.util
+import math
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,22 @@ def label_losses(states_ND: Tensor, target_N: Tensor, head: nn.Module, kind: str
     head: the LM head; kind: objective.lm_loss but for "liger". "auto" is plain up to `AUTO_BYTES` of logits, and where
     ZeRO-3 shards the head: ranks with different numbers of labels would gather it a different number of times.
     """
-    tokens, vocabulary = len(target_N), getattr(head.weight, "ds_shape", head.weight.shape)[0]
-    is_sharded = hasattr(head.weight, "ds_id")
-    if kind == "plain" or (kind == "auto" and (is_sharded or 4 * tokens * vocabulary <= AUTO_BYTES)):
+    vocabulary = getattr(head.weight, "ds_shape", head.weight.shape)[0]
+    if len(target_N) <= plain_limit(kind, vocabulary, is_sharded=hasattr(head.weight, "ds_id")):
         return token_losses(head(states_ND), target_N)
-    return chunked_token_losses(states_ND, target_N, head, max(1, CHUNK_BYTES // (4 * vocabulary)))
+    return chunked_token_losses(states_ND, target_N, head, _chunk(vocabulary))
+
+
+def plain_limit(kind: str, vocabulary: int, *, is_sharded: bool) -> float:
+    """Label tokens of a micro-batch up to which the head runs once. Beyond them it runs in chunks, and in the backward
+    pass again. "liger" takes the gradients in its forward pass and repeats nothing."""
+    if kind in ("plain", "liger") or (kind == "auto" and is_sharded):
+        return math.inf
+    return AUTO_BYTES // (4 * vocabulary) if kind == "auto" else _chunk(vocabulary)
+
+
+def _chunk(vocabulary: int) -> int:
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
 def liger_sum(states_ND: Tensor, target_N: Tensor, head: nn.Module) -> Tensor:

@@ -10,9 +10,10 @@ from torch import nn
 
 from hacl.config import Config, ModelConfig
 from hacl.models.adapters import Adapter
-from hacl.training import build, kernels
+from hacl.training import build, kernels, runtime
 from hacl.training.flops import Execution, StepCost, step_cost
 from hacl.training.hardware import peak_tflops
+from hacl.training.label_loss import plain_limit
 from hacl.training.metrics import Utilisation
 
 
@@ -84,12 +85,14 @@ def image_shape(processor: Any) -> tuple[int, ...]:
     return tuple(processor.image_processor(blank, return_tensors="pt")["pixel_values"][0].shape)
 
 
-def execution(config: Config) -> Execution:
+def execution(config: Config, model: Outline) -> Execution:
     """How the steps of a run are executed."""
     kernel = kernels.implementation(config)
     pairs = {"eager": "dense_pairs", "sdpa": "masked_pairs"}.get(kernel, "packed_pairs")
     train = config.train
-    return Execution(pairs, kernel != "eager", train.gradient_checkpointing, train.grad_cache)
+    vocabulary = len(model.adapter.lm_head.weight)
+    plain = plain_limit(config.objective.lm_loss, vocabulary, is_sharded=runtime.zero_stage(train) == 3)
+    return Execution(pairs, kernel != "eager", train.gradient_checkpointing, train.grad_cache, plain)
 
 
 def utilisation(config: Config, processor: Any) -> Utilisation | None:
@@ -97,4 +100,5 @@ def utilisation(config: Config, processor: Any) -> Utilisation | None:
     peak = peak_tflops(config.log.peak_tflops, bf16=config.train.bf16)
     if peak is None:
         return None
-    return Utilisation(cost_of(config, outline(config), processor), peak * 1e12, execution(config))
+    model = outline(config)
+    return Utilisation(cost_of(config, model, processor), peak * 1e12, execution(config, model))

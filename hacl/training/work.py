@@ -22,14 +22,15 @@ from hacl.models.attention_masks import is_plain, subtree_ends
 class Work:
     """Counts of one micro-batch, or of several added up.
 
-    contexts: distinct contexts, pairs: positions they see, themselves included; text_contexts, text_pairs: those of
-    them that see no image. tokens: without padding; slots: with it. packed_pairs: positions that all tokens see;
-    masked_pairs: that a kernel with a dense mask or a causal flag runs; dense_pairs: of whole rows. labels: positions
-    with logits. images: that a token refers to; images_run: with the blank one of a batch without images;
-    towers, towers_run: of them, those that pass the tower (none with cached features). reads: representations of the
-    contrastive loss; read_slots: with absent ones.
+    batches: micro-batches added up. contexts: distinct contexts, pairs: positions they see, themselves included;
+    text_contexts, text_pairs: those of them that see no image. tokens: without padding; slots: with it. packed_pairs:
+    positions that all tokens see; masked_pairs: that a kernel with a dense mask or a causal flag runs; dense_pairs: of
+    whole rows. labels: positions with logits. images: that a token refers to; images_run: with the blank one of a batch
+    without images; towers, towers_run: of them, those that pass the tower (none with cached features). reads:
+    representations of the contrastive loss; read_slots: with absent ones.
     """
 
+    batches: int = 0
     samples: int = 0
     contexts: int = 0
     pairs: int = 0
@@ -90,6 +91,7 @@ def count_work(batch: dict[str, Tensor]) -> Work:
     images_run = len(batch["pixel_values" if has_pixels else "image_features"])
     reads, slots = _reads(batch)
     return Work(
+        batches=1,
         samples=batch["sample_index"].numel(),
         contexts=len(first),
         pairs=int(depth[first].sum()),

@@ -7,7 +7,7 @@ import pytest
 
 import train
 from hacl.config import Config, load_config
-from hacl.training import dryrun, hardware, kernels, run
+from hacl.training import dryrun, hardware, kernels, label_loss, run
 from hacl.training.dryrun import Prediction, describe, hours, optimizer_steps
 from hacl.training.memory import GIB, StepMemory, state_bytes, total_bytes
 from hacl.training.sampler import plan_epoch
@@ -105,6 +105,17 @@ def test_the_one_batch_runs_on_the_cpu_of_a_machine_with_a_gpu(tiny_llava, tmp_p
     dryrun.dry_run(config)
     assert "every trained parameter received a gradient" in capsys.readouterr().out
     assert not compiled and config == before, "the caller's settings stay"
+
+
+def test_executed_work_has_the_head_again_where_the_loss_runs_in_chunks(tiny_llava, tmp_path, monkeypatch):
+    path, found = write_tiny_records(tmp_path, 2), []
+    for kind in ("plain", "chunked"):
+        monkeypatch.setattr(label_loss, "CHUNK_BYTES", 1)
+        how = [f"model.path={tiny_llava}", f"data.path={path}", f"objective.lm_loss={kind}"]
+        config = load_config(None, how)
+        found.append(dryrun.predict(config, run.read_inputs(config)))
+    plain, chunked = found
+    assert chunked.tflops > plain.tflops and chunked.minimal_tflops == plain.minimal_tflops
 
 
 def test_the_hardware_that_hours_assume_is_printed(monkeypatch):

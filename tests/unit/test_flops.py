@@ -10,7 +10,9 @@ from hacl.config import LearningRates, LoraSettings, ModelConfig, ObjectiveConfi
 from hacl.models.adapters import find_adapter
 from hacl.models.random_llava import Size, llava_config
 from hacl.training import build as builders
+from hacl.training import label_loss
 from hacl.training.flops import Execution, blocks_of, counting, recording, step_cost
+from hacl.training.label_loss import plain_limit
 from hacl.training.objective import HaclModel
 from hacl.training.work import Work, count_work
 from tests.reference.trie import contexts
@@ -115,6 +117,25 @@ def test_recomputation_and_grad_cache_add_what_they_run_and_nothing_to_the_least
     work = count_work(batch)
     assert cost.executed(work, Execution(grad_cache=True)) == pytest.approx(counted(cached), rel=0.01)
     assert cost.executed(work, Execution(grad_cache=True)) > cost.executed(work) > cost.minimal(work) == least
+
+
+@pytest.mark.parametrize("trained", ["everything", "projector", "heads"])
+@pytest.mark.parametrize("kind, size", [("chunked", "CHUNK_BYTES"), ("auto", "AUTO_BYTES"), ("plain", "CHUNK_BYTES")])
+def test_the_head_runs_again_where_its_loss_is_in_chunks(wide, tmp_path, monkeypatch, trained, kind, size):
+    model, batch, cost = prepare(wide, tmp_path, trained=trained, num_hallucinated=1, lm_loss=kind)
+    work, vocabulary = count_work(batch), len(model.adapter.lm_head.weight)
+
+    def both():
+        step = counted(lambda: model(**batch).loss.backward())
+        how = Execution(plain_labels=plain_limit(kind, vocabulary, is_sharded=False))
+        return step, cost.executed(work, how), cost.executed(work + work, how) / 2
+
+    whole = both()
+    monkeypatch.setattr(label_loss, size, 4 * vocabulary * (work.labels - 1))
+    monkeypatch.setattr(label_loss, "CHUNK_BYTES", 4 * vocabulary * (work.labels // 2))
+    again = 0 if kind == "plain" or trained == "heads" else work.labels * cost.head.forward
+    assert [mine - its for mine, its in zip(both(), whole, strict=True)] == pytest.approx([again] * 3)
+    assert cost.head.forward > 0 and plain_limit("auto", vocabulary, is_sharded=True) == float("inf")
 
 
 def test_a_batch_without_images_runs_a_blank_one_that_the_least_work_leaves_out(wide, tmp_path):
