@@ -117,7 +117,7 @@ class Layout:
         trees = [merge_prefixes([self.sequences[index] for index in tree]) for tree in self.trees]
         lengths = [len(tree) for tree in trees]
         corners, rows, tokens = pack_tightly(lengths, share_rows=share_rows, multiple=multiple)
-        batch = self._rows(trees, corners, (rows, tokens), pad_id)
+        batch = self._rows(trees, corners, (rows, tokens), pad_id, multiple)
         paths = {
             index: path
             for tree, members in zip(trees, self.trees, strict=True)
@@ -157,12 +157,16 @@ class Layout:
         return batch
 
     def _rows(
-        self, trees: list[Tree], corners: list[tuple[int, int]], shape: tuple[int, int], pad_id: int
+        self, trees: list[Tree], corners: list[tuple[int, int]], shape: tuple[int, int], pad_id: int, multiple: int
     ) -> dict[str, Tensor]:
-        """Tokens, positions, trees and image sources of every row."""
+        """Tokens, positions, trees and image sources of every row.
+
+        Padding has no position beyond those of sequences (rounded up to `multiple`), which some decoders would heed.
+        """
         rows, tokens = shape
+        deepest = max((max(tree.depth) for tree in trees), default=0)
         input_ids = torch.full(shape, pad_id)
-        position_ids = torch.arange(tokens).repeat(rows, 1)
+        position_ids = torch.arange(tokens).clamp(max=deepest // multiple * multiple + multiple - 1).repeat(rows, 1)
         segment_ids = torch.zeros(shape, dtype=torch.long)
         image_source = torch.full(shape, -1)
         subtree_end = torch.arange(1, tokens + 1).repeat(rows, 1)

@@ -5,25 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 LOCAL = ("sliding_attention", "chunked_attention")
-
-
 PREFIX_LM = ("paligemma",)
 
 
-def check_decoder(config: Any, *, longest: int, trees: bool, family: str = "") -> None:
+def check_decoder(config: Any, *, longest: int, trees: bool, family: str = "", multiple: int = 1) -> None:
     """Raise ValueError, naming the setting to change, where rows of several sequences are not exact for this decoder.
 
     config: of the decoder; longest: tokens of the longest sequence; trees: whether sequences branch; family: model type
-    of the whole multimodal model.
+    of the whole multimodal model; multiple: what row lengths are rounded up to.
     """
-    reason = obstacle(config, longest=longest, family=family)
+    reason = obstacle(config, longest=longest, family=family, multiple=multiple)
     if reason is None:
         return
     form = "objective.form=eos_branch and objective.share_prefixes" if trees else "packed rows"
     raise ValueError(f"{form} would not be exact for a {config.model_type} decoder: {reason}")
 
 
-def obstacle(config: Any, *, longest: int, family: str = "") -> str | None:
+def obstacle(config: Any, *, longest: int, family: str = "", multiple: int = 1) -> str | None:
     """What keeps a token from depending on its own path alone, or None."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     recurrent = sorted(kinds - {"full_attention", *LOCAL})
@@ -36,7 +34,7 @@ def obstacle(config: Any, *, longest: int, family: str = "") -> str | None:
     if window is not None and window < longest:
         return (
             f"its attention window of {window} tokens would be measured along the row, and a sequence may have "
-            f"{longest}; set data.max_length to {window - 1} or less"
+            f"{longest}; {_shorten(window)}"
         )
     is_bidirectional = getattr(config, "use_bidirectional_attention", False)
     if family in PREFIX_LM or is_bidirectional or getattr(config, "is_causal", True) is False:
@@ -44,7 +42,33 @@ def obstacle(config: Any, *, longest: int, family: str = "") -> str | None:
     for name in ("rope_parameters", "rope_scaling"):
         if "mrope_section" in (getattr(config, name, None) or {}):
             return "its rotary positions have several axes, which a row of one position per token cannot continue"
+    limit = _constant_rotation(config)
+    if limit is not None and limit < -(-longest // multiple) * multiple:
+        return (
+            f"its rotary frequencies change for all sequences of a call once one is longer than {limit} tokens, and a "
+            f"sequence may have {longest}; {_shorten(limit // multiple * multiple)}"
+        )
     return None
+
+
+def _shorten(longest: int) -> str:
+    return f"set data.max_length and data.max_caption_length to {longest - 1} or less"
+
+
+def _constant_rotation(config: Any) -> int | None:
+    """Tokens up to which rotary frequencies do not depend on the longest position of a call, None where they never do.
+
+    Of the types that `transformers` knows, "dynamic" computes them anew beyond the longest sequence of the pretraining,
+    and "longrope" has a second set for there (`dynamic_rope_update` in its modeling_rope_utils.py).
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    limits = []
+    for part in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:  # or by layer type
+        if "dynamic" in str(part.get("rope_type")):
+            limits.append(config.max_position_embeddings)
+        elif part.get("rope_type") == "longrope":
+            limits.append(part["original_max_position_embeddings"])
+    return min(limits, default=None)
 
 
 def _window(config: Any, kinds: set[str]) -> int | None:

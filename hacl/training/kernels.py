@@ -11,7 +11,7 @@ from hacl.models.adapters import Adapter
 from hacl.models.exactness import check_decoder
 from hacl.training.label_loss import check_loss
 
-SHAPES = 64  # shapes of rows that blocks are compiled for; further ones run uncompiled, with a warning of torch
+ENTRIES = 64  # pairs of a shape of rows and a mode; blocks are compiled once for each, and further ones run uncompiled
 
 
 def prepare(adapter: Adapter, config: Config) -> None:
@@ -22,7 +22,8 @@ def prepare(adapter: Adapter, config: Config) -> None:
     trees = makes_trees(config.objective)
     longest = max(config.data.max_length, config.data.max_caption_length) + 1
     family = adapter.model.config.model_type
-    check_decoder(adapter.decoder.config, longest=longest, trees=trees, family=family)
+    multiple = config.train.length_multiple
+    check_decoder(adapter.decoder.config, longest=longest, trees=trees, family=family, multiple=multiple)
     check_loss(config.objective.lm_loss)
     attention.set_attention(adapter.decoder, implementation(config))
     if config.train.compile:
@@ -35,7 +36,7 @@ def compile_blocks(adapter: Adapter, backend: str = "inductor") -> None:
     Blocks share their code, so there is one graph per shape of the rows (and per mode: training, validation, the first
     pass of GradCache) and not per block.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, ENTRIES)
     for block in adapter.blocks:
         block.compile(backend=backend, dynamic=False)
 

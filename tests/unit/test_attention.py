@@ -278,13 +278,20 @@ def test_what_cannot_run_is_refused_with_the_fix(asked, trees, device, reason):
         attention.resolve(asked, trees=trees, dtype=torch.bfloat16, device=device)
 
 
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
+FACTORS = {"short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+LONGROPE = {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, **FACTORS}}
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "reason"),
     [
         ("qwen3_next", {}, "linear_attention layers"),
         ("recurrent_gemma", {}, "carry a state along the row"),
-        ("mistral", {"sliding_window": 64}, "data.max_length to 63"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}, "data.max_length to 31"),
+        ("mistral", {"sliding_window": 64}, "data.max_length and data.max_caption_length to 63"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}, "caption_length to 31"),
+        ("llama", DYNAMIC | {"max_position_embeddings": 99}, "data.max_length and data.max_caption_length to 98"),
+        ("phi3", LONGROPE | {"original_max_position_embeddings": 99}, "rotary frequencies.*caption_length to 98"),
         ("qwen2_5_vl_text", {"rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default"}}, "rotary"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "both directions"),
     ],
@@ -301,3 +308,31 @@ def test_decoders_for_which_packing_is_exact_are_accepted():
     assert "both directions" in obstacle(CONFIG_MAPPING["gemma"](), longest=9, family="paligemma")
     assert obstacle(CONFIG_MAPPING["mistral"](sliding_window=100), longest=100) is None
     assert obstacle(CONFIG_MAPPING["mistral"](sliding_window=99), longest=100) is not None
+    assert obstacle(CONFIG_MAPPING["llama"](**DYNAMIC, max_position_embeddings=100), longest=100) is None
+    assert obstacle(CONFIG_MAPPING["phi3"](**LONGROPE, original_max_position_embeddings=100), longest=100) is None
+    rounded = obstacle(CONFIG_MAPPING["llama"](**DYNAMIC, max_position_embeddings=100), longest=100, multiple=64)
+    assert "caption_length to 63" in rounded, "rows of 64 tokens are within, those of 128 are not"
+
+
+def test_frequencies_that_depend_on_the_longest_position_are_those_of_a_sequence_by_itself_within_the_limit():
+    """Rows are longer than any sequence in them; padding must have no position beyond a sequence's."""
+    from transformers import LlamaModel
+
+    config = CONFIG_MAPPING["llama"](
+        **DYNAMIC, max_position_embeddings=12, hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=4,
+        num_attention_heads=2,
+    )  # fmt: skip
+    frequencies = LlamaModel(config).rotary_emb
+    x = torch.zeros(1, 1, 8)
+    alone = frequencies(x, torch.arange(12)[None])[0]
+    packed_positions = torch.cat([torch.arange(12), torch.arange(7), torch.full((5,), 11)])[None]
+    assert torch.equal(frequencies(x, packed_positions)[0][:, :12], alone)
+    assert not torch.equal(frequencies(x, torch.arange(24)[None])[0][:, :12], alone), "what is refused is wrong"
+
+
+def test_padding_has_no_position_beyond_those_of_sequences(tiny_llava, tmp_path):
+    *_, batch = build(tiny_llava, tmp_path, mixed(tmp_path), template="chat")
+    segments, positions = batch["segment_ids"], batch["position_ids"]
+    longest = int(positions[segments > 0].max())
+    assert segments.shape[1] > longest + 1 and bool((segments == 0).any()), "short sequences ride beside long ones"
+    assert int(positions.max()) == longest

@@ -125,7 +125,7 @@ def test_a_decoder_that_looks_back_less_far_than_a_sequence_is_long_stops_the_ru
     config = load_config(None, [f"model.path={tiny_llava}", f"data.path={write_tiny_records(tmp_path, 2)}"])
     backbone = build_backbone.load_backbone(config.model)
     backbone.model.language_model.config.sliding_window = 100
-    with pytest.raises(ValueError, match="set data.max_length to 99"):
+    with pytest.raises(ValueError, match="set data.max_length and data.max_caption_length to 99"):
         run.build_model(config, run.read_inputs(config), backbone=backbone)
 
 
