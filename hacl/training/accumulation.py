@@ -10,7 +10,7 @@ from torch import Tensor
 from hacl.data.collate import GENERATION, HALLUCINATED_GENERATION
 from hacl.losses.gather import Gather
 
-PAIR_SHARE = "pair_share"
+PAIR_COUNTS = "pair_counts"
 
 
 def label_tokens(batches: Sequence[dict[str, Tensor]]) -> int:
@@ -28,13 +28,25 @@ def fill(batches: list[dict[str, Tensor]], count: int, empty: Callable[[], dict]
     return batches + [empty() for _ in range(count - len(batches))]
 
 
-def add_pair_shares(batches: Sequence[dict[str, Tensor]], gather: Gather, device: torch.device) -> None:
-    """Write into each micro-batch its share of the (true, hallucinated) pairs of the step, over all ranks.
+def add_pair_counts(batches: Sequence[dict[str, Tensor]], gather: Gather, device: torch.device) -> None:
+    """Write into each micro-batch how many (true, hallucinated) pairs it has, and the step, over all ranks; (2,) int64.
 
-    A likelihood margin is the mean over the pairs of a micro-batch; weighted so, their sum is the mean over the step,
-    however it is cut. With several ranks all must call this together, with equally many micro-batches.
+    As integers, since floating-point tensors of a batch are cast to the dtype of a DeepSpeed engine. With several ranks
+    all must call this together, with equally many micro-batches.
     """
     pairs = torch.tensor([int((b["sequence_kind"] == HALLUCINATED_GENERATION).sum()) for b in batches], device=device)
-    pairs = gather.sum(pairs).double()
-    for batch, share in zip(batches, pairs / pairs.sum().clamp_min(1), strict=True):
-        batch[PAIR_SHARE] = share
+    pairs = gather.sum(pairs)
+    for batch, count in zip(batches, pairs, strict=True):
+        batch[PAIR_COUNTS] = torch.stack([count, pairs.sum()])
+
+
+def pair_share(batch: dict[str, Tensor]) -> Tensor | None:
+    """The share of a micro-batch in the pairs of its step, fp64 scalar; None where they were not counted.
+
+    A likelihood margin is the mean over the pairs of a micro-batch; weighted so, their sum is the mean over the step,
+    however it is cut.
+    """
+    if PAIR_COUNTS not in batch:
+        return None
+    count, total = batch[PAIR_COUNTS].double()
+    return count / total.clamp_min(1)

@@ -8,6 +8,7 @@ separately; neither rescales the other.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -175,7 +176,7 @@ class HaclTrainer(SurvivingTrainer):
             raise DataError(problem)
         batches = accumulation.fill(batches, max(counts), lambda: self.data_collator([]))
         if self.config.objective.likelihood_margin_weight:
-            accumulation.add_pair_shares(batches, gather, device)
+            accumulation.add_pair_counts(batches, gather, device)
         self._window = Window(self.model, batches) if self._caches else None
         self.begin_step(records)
         return batches, torch.tensor(sum(labels), device=device)
@@ -201,7 +202,8 @@ class HaclTrainer(SurvivingTrainer):
         ranks = 1 if num_items_in_batch is None else self.args.world_size
         lm_mean = outputs.lm_sum * ranks / labels.clamp_min(1)
         window = self.current_gradient_accumulation_steps
-        margin = outputs.margin * inputs.get(accumulation.PAIR_SHARE, 1 / window)
+        share = accumulation.pair_share(inputs)
+        margin = outputs.margin * (1 / window if share is None else share.to(outputs.margin.dtype))
         loss = compose(objective, lm_mean, outputs.contrastive / window, margin)
         self._meter.add(outputs.report)
         if objective.contrastive_weight:
@@ -271,25 +273,32 @@ class HaclTrainer(SurvivingTrainer):
         with self.paused():
             return self._evaluate_all(eval_dataset, metric_key_prefix)
 
-    def _evaluate_all(self, eval_dataset, metric_key_prefix: str) -> dict[str, float]:
-        objective = self.config.objective
-        model, was_training = self.model_wrapped, self.model.training
-        meter, training_meter = ReportMeter(), (self._meter, self._throughput)
+    @contextlib.contextmanager
+    def _validating(self, meter: ReportMeter) -> Iterator[None]:
+        """The model in evaluation mode, and its reports into `meter`; afterwards as before, even if stopped."""
+        was_training, meters = self.model.training, (self._meter, self._throughput)
         self._meter, self._throughput = meter, Throughput()
         self.current_gradient_accumulation_steps = 1
-        model.eval()
-        with torch.no_grad():
+        self.model_wrapped.eval()
+        try:
+            yield
+        finally:
+            self.model_wrapped.train(was_training)
+            self._meter, self._throughput = meters
+
+    def _evaluate_all(self, eval_dataset, metric_key_prefix: str) -> dict[str, float]:
+        objective = self.config.objective
+        meter = ReportMeter()
+        with self._validating(meter), torch.no_grad():
             iterator = iter(self.get_eval_dataloader(eval_dataset))
             try:
                 for batch in iterator:
                     self.poll("validation")
                     take_ids([batch])
                     with self.compute_loss_context_manager():
-                        self.compute_loss(model, self._prepare_inputs(batch))
+                        self.compute_loss(self.model_wrapped, self._prepare_inputs(batch))
             finally:
                 end_workers(iterator)
-        model.train(was_training)
-        self._meter, self._throughput = training_meter
         values = ratios(meter.reduce())
         total = compose(objective, *(values.get(name, 0.0) for name in ("lm", "contrastive", "likelihood_margin")))
         metrics = {f"{metric_key_prefix}_loss": total}

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from hacl.config import Config, LearningRates, ObjectiveConfig
+from hacl.data.collate import HALLUCINATED_GENERATION
 from hacl.data.records import parse_record
-from hacl.training import build, manifest, runtime
+from hacl.losses.gather import Gather
+from hacl.training import accumulation, build, manifest, runtime
 from hacl.training.callbacks import keep_until
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, ratios
@@ -252,6 +254,35 @@ def test_the_contrastive_loss_is_a_mean_over_micro_batches_whatever_the_tokens()
     many = [{"lm": [0.0] * 9, "contrastive": 2.0}, {"lm": [0.0] * 90, "contrastive": 4.0}]
     for window in (few, many):
         torch.testing.assert_close(window_loss([window]), torch.tensor(3.0))
+
+
+@pytest.mark.parametrize("pairs", [(1, 1, 1), (3, 0, 4), (0, 0, 0)])
+def test_the_shares_of_pairs_sum_to_one_also_where_batches_are_cast_to_bf16(pairs):
+    """Trainer casts the floating-point tensors of a batch to the dtype of a DeepSpeed engine."""
+    batches = [{"sequence_kind": torch.full((count,), HALLUCINATED_GENERATION)} for count in pairs]
+    accumulation.add_pair_counts(batches, Gather(alone=True), torch.device("cpu"))
+    cast = [{k: v.bfloat16() if v.is_floating_point() else v for k, v in batch.items()} for batch in batches]
+    shares = [float(accumulation.pair_share(batch)) for batch in cast]
+    assert shares == pytest.approx([count / max(1, sum(pairs)) for count in pairs], rel=1e-12)
+
+
+def test_a_validation_that_is_stopped_leaves_meters_and_mode_as_they_were():
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.config, trainer.model = Config(), nn.Linear(1, 1).train()
+    trainer.model_wrapped = trainer.model
+    trainer._meter, trainer._throughput = meters = ReportMeter(), Throughput()
+    trainer.get_eval_dataloader = lambda dataset: iter([{}])
+    seen = []
+
+    def stop(phase):
+        seen.append((trainer.model.training, trainer._meter is meters[0]))
+        raise Stopped("SIGTERM", 1, saved=False)
+
+    trainer.poll = stop
+    with pytest.raises(Stopped):
+        trainer.evaluate()
+    assert seen == [(False, False)]
+    assert trainer.model.training and (trainer._meter, trainer._throughput) == meters
 
 
 def test_the_loss_is_put_together_by_one_formula_for_tensors_and_numbers():
