@@ -20,16 +20,19 @@ from hacl.models.heads import Temperature
 def project(temperature: Temperature, optimizer: Any) -> None:
     """Move what `optimizer` owns of the temperature to the nearest value within its bounds.
 
-    Under DeepSpeed `optimizer` is its own or a wrapper of that, and every rank calls this (collective under ZeRO).
+    Under DeepSpeed `optimizer` is its own or a wrapper of that, and every rank calls this (collective under ZeRO 1-2).
     """
-    parameter = temperature.log_inverse
-    if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
-        _owned(parameter, optimizer).clamp_(*temperature.bounds)
-        return
-    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+    parameter, bounds = temperature.log_inverse, temperature.bounds
+    if hasattr(parameter, "ds_id"):  # ZeRO-3: every rank its part, which on most is nothing but padding
+        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 
-    master = safe_get_full_fp32_param(parameter)
-    safe_set_full_fp32_param(parameter, master.clamp(*temperature.bounds))
+        safe_set_local_fp32_param(parameter, safe_get_local_fp32_param(parameter).clamp(*bounds))
+    elif hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2
+        from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, safe_get_full_fp32_param(parameter).clamp(*bounds))
+    else:
+        _owned(parameter, optimizer).clamp_(*bounds)
 
 
 def _owned(parameter: Tensor, optimizer: Any) -> Tensor:
