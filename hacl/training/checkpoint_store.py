@@ -8,12 +8,15 @@ point leaves either the new checkpoint or all that was there before, and names t
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from hacl.training.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +55,21 @@ def _flush_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems flush no folders
+            raise
     finally:
         os.close(descriptor)
+
+
+def check_ranks(folder: Path, ranks: int) -> None:
+    """Raise StorageError where the random state of a rank is not in the folder: that rank writes to another disk."""
+    names = ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise StorageError(
+            f"{folder}: {', '.join(missing)} did not arrive; all machines must write to one shared file system"
+        )
 
 
 def publish(folder: Path, final: Path) -> None:

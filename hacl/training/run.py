@@ -32,6 +32,7 @@ from hacl.training import (
     kernels,
     manifest,
     resume,
+    run_folder,
     runtime,
     storage,
     streaming,
@@ -244,21 +245,28 @@ def run(config: Config) -> RunResult:
     resume.refuse_used_folder(config)
     storage.check_writable(config.train.output_dir, runtime.rank())
     with StopRequest(at_once=runtime.world_size() == 1) as stop:
-        trainer = build_trainer(config, stop)
-        trainer.stop = stop
+        runtime.prepare_process(config.train)
         output = Path(config.train.output_dir)
-        start = resume.find_resume(config, trainer.base, trainer.data)
-        trainer.is_finished = start is not None and _is_finished(trainer, start)
-        if trainer.is_finished and (found := _earlier(output, start)) is not None:
-            return found
-        if not trainer.is_finished:
-            resume.begin_branch(config, start)
-            storage.check_space(output, weights.checkpoint_bytes(trainer.model))
-            runtime.on_first_rank(lambda: _note_start(config, output), otherwise=storage.StorageError)
-            _announce(config, trainer, start)
-        stop.at_once = False
-        with _saving_what_is_done(trainer):
-            return _train(trainer, start)
+        with run_folder.held(output):
+            run_folder.check_shared(output)
+            return _run(config, output, stop)
+
+
+def _run(config: Config, output: Path, stop: StopRequest) -> RunResult:
+    trainer = build_trainer(config, stop)
+    trainer.stop = stop
+    start = resume.find_resume(config, trainer.base, trainer.data)
+    trainer.is_finished = start is not None and _is_finished(trainer, start)
+    if trainer.is_finished and (found := _earlier(output, start)) is not None:
+        return found
+    if not trainer.is_finished:
+        resume.begin_branch(config, start)
+        storage.check_space(output, weights.checkpoint_bytes(trainer.model))
+        runtime.on_first_rank(lambda: _note_start(config, output), otherwise=storage.StorageError)
+        _announce(config, trainer, start)
+    stop.at_once = False
+    with _saving_what_is_done(trainer):
+        return _train(trainer, start)
 
 
 def _note_start(config: Config, output: Path) -> None:
@@ -347,7 +355,7 @@ def _announce(config: Config, trainer: HaclTrainer, start: str | None) -> None:
         f"contrastive batch: {train.contrastive_batch_size * ranks} samples "
         f"({'the whole step' if train.grad_cache else 'one micro-batch'} over all ranks"
         + (f", {train.chunk_size} per rank at a time); " if train.grad_cache else "); ")
-        + f"generation batch: {train.per_device_batch_size * ranks * train.gradient_accumulation_steps} samples per step"
+        + f"generation batch: {train.per_device_batch_size * ranks * train.gradient_accumulation_steps} samples a step"
         + (
             f"; accumulation averages {train.gradient_accumulation_steps} contrastive batches, it does not enlarge them"
             if train.gradient_accumulation_steps > 1 and not train.grad_cache

@@ -229,6 +229,7 @@ class SurvivingTrainer(Trainer):
             return
         output, state = Path(self.args.output_dir), self.state
         ranks = self.args.world_size
+        checkpoint_store.check_ranks(folder, ranks)
         manifest.write_manifest(
             folder, self.config, base=self.base, data=self.data, step=state.global_step, ranks=ranks
         )

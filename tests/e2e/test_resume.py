@@ -1,4 +1,4 @@
-"""Where a run goes on, and which checkpoint is the best one: more frequent validation, other choices, branches, kills."""
+"""Where a run goes on, and what is the best checkpoint: validation between saves, other choices, branches, kills."""
 
 import json
 import shutil

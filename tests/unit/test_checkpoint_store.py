@@ -209,6 +209,32 @@ def test_pruning_keeps_the_last_complete_ones_and_the_best_and_touches_no_other(
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4", "checkpoint-old"], "never the one just written"
 
 
+def test_a_checkpoint_without_the_random_state_of_a_rank_is_not_published(trainer, folder, monkeypatch):
+    monkeypatch.setattr(trainer, "_save_rng_state", lambda output_dir: None)
+    with pytest.raises(storage.StorageError, match=r"rng_state\.pth did not arrive.*shared file system"):
+        save(trainer, 3)
+    assert names(folder) == ["checkpoint-1", "checkpoint-2"]
+    for rank in (0, 2):
+        (folder / f"rng_state_{rank}.pth").touch()
+    with pytest.raises(storage.StorageError, match=r"rng_state_1\.pth did not"):
+        checkpoint_store.check_ranks(folder, 3)
+
+
+def test_a_file_system_that_flushes_no_folders_is_one_to_save_on(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+
+    def refused(descriptor):
+        if os.fstat(descriptor).st_mode & 0o170000 == 0o040000 or refused.files:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    refused.files = False
+    monkeypatch.setattr(os, "fsync", refused)
+    checkpoint_store.flush(tmp_path)
+    refused.files = True
+    with pytest.raises(OSError, match="Invalid argument"):
+        checkpoint_store.flush(tmp_path)
+
+
 def test_a_failed_removal_is_reported_and_harms_nothing(tmp_path, monkeypatch, caplog):
     complete(tmp_path, 1, 2)
 
