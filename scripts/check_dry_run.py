@@ -38,7 +38,8 @@ def predict(config, inputs) -> tuple[float, float]:
     batch = next(dryrun.micro_batches(config, inputs, outline.outline(config)))
     step = memory.step_memory(config, batch, outline.image_shape(inputs.processor))
     states = prediction.memory[None, 1] * memory.GIB
-    total = memory.total_bytes(config, states, prediction.trained, step, stage=None, ranks=1)
+    contrast = memory.contrast_bytes(config, prediction.feature_size, ranks=1)
+    total = memory.total_bytes(config, states, prediction.trained, step, stage=None, ranks=1, contrast=contrast)
     return total, prediction.minimal_tflops * config.train.chunks_per_step
 
 

@@ -37,7 +37,7 @@ class Prediction:
     """parameters: module -> (all, trained). batch: what the first micro-batch of a rank holds. tflops: executed by a
     micro-batch of a rank, forward and backward, minimal_tflops: the least it needs; both are means over lengths of the
     data. memory: (ZeRO stage or None, ranks) -> GiB per rank for weights, gradients and optimizer. queue: GiB of its
-    features, on every rank."""
+    features, on every rank; feature_size: numbers of a feature, 0 without a contrastive loss."""
 
     parameters: dict[str, tuple[int, int]]
     batch: dict[str, int]
@@ -45,6 +45,7 @@ class Prediction:
     minimal_tflops: float
     memory: dict[tuple[int | None, int], float]
     queue: float
+    feature_size: int
 
     @property
     def total(self) -> int:
@@ -98,6 +99,7 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
         minimal_tflops=sum(map(cost.minimal, works)) / len(works) / 1e12,
         memory=states,
         queue=0.0 if heads is None else queue_bytes(config.objective, heads.projection_size, text_size) / GIB,
+        feature_size=0 if heads is None else heads.projection_size,
     )
 
 
@@ -191,12 +193,23 @@ def describe(config: Config, prediction: Prediction, step: memory.StepMemory, re
     for stage in STAGES:
         row = _row(_name(stage), (f"{prediction.memory[stage, r]:>9.2f}" for r in RANKS))
         lines.append(row + (" <- configured" if stage == chosen else ""))
+    contrast = [memory.contrast_bytes(config, prediction.feature_size, r) for r in RANKS]
     totals = (
-        memory.total_bytes(config, prediction.memory[chosen, r] * GIB, prediction.trained, step, stage=chosen, ranks=r)
+        memory.total_bytes(
+            config,
+            prediction.memory[chosen, r] * GIB,
+            prediction.trained,
+            step,
+            stage=chosen,
+            ranks=r,
+            contrast=bytes_of_loss,
+        )
         / GIB
         + prediction.queue
-        for r in RANKS
+        for r, bytes_of_loss in zip(RANKS, contrast, strict=True)
     )
+    if prediction.feature_size:
+        lines.append(_row("loss", (f"{each / GIB:>9.2f}" for each in contrast)) + " contrastive, at most")
     lines.append(_row("in all", (f"{total:>9.2f}" for total in totals)) + f" with {_name(chosen)}")
     return "\n".join([*lines, *_describe_hours(config, prediction, records)])
 

@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hacl.config import Config
-from hacl.losses.lm import token_losses
+from hacl.losses.contrastive import ENTRY_BYTES, block_anchors, widths
 from hacl.models.adapters import Adapter, find_adapter
 from hacl.models.attention_masks import is_plain
 from hacl.training import runtime
+from hacl.training.label_loss import label_losses
 from hacl.training.live_memory import LiveBytes
 from hacl.training.objective import is_frozen
 from hacl.training.outline import build_backbone
 from hacl.training.work import count_work
 
 GIB = 2**30
+OWN_FEATURE = 26  # bytes of a number of a feature: itself, normalised, gathered, and their gradients, as measured
+OTHER_FEATURE = 12  # of another rank or of the queue: gathered, sorted into images and texts, and its gradient
 
 
 @dataclass
@@ -59,17 +62,44 @@ def state_bytes(total: int, trained: int, *, stage: int | None, ranks: int, bf16
 
 
 def total_bytes(
-    config: Config, states: float, trained: int, step: StepMemory, *, stage: int | None, ranks: int
+    config: Config, states: float, trained: int, step: StepMemory, *, stage: int | None, ranks: int, contrast: float = 0
 ) -> float:
-    """Peak of a rank: states and activations.
+    """Peak of a rank: states, activations and the contrastive loss (`contrast_bytes`).
 
     Without DeepSpeed, one process that does not accumulate makes its gradients anew, and they take the place of
-    activations; everywhere else they stay beside them.
+    activations; everywhere else they stay beside them. The matrices of the contrastive loss stand beside activations,
+    but with GradCache, whose loss is taken between its passes: there the larger of the two counts.
     """
-    if stage is None and ranks == 1 and config.train.chunks_per_step == 1:
-        gradients = trained * 4
-        return states - gradients + max(step.with_gradients, gradients)
-    return states + step.activations
+    alone = stage is None and ranks == 1 and config.train.chunks_per_step == 1
+    gradients = trained * 4 if alone else 0
+    activations = step.with_gradients if alone else step.activations
+    activations = max(activations, contrast) if config.train.grad_cache else activations + contrast
+    return states - gradients + max(activations, gradients)
+
+
+def contrast_bytes(config: Config, size: int, ranks: int) -> float:
+    """What the contrastive loss of a step needs on a rank at most, beside a queue: matrices of a block of anchors, and
+    features of all ranks with their gradients. size: numbers of a feature, 0 without a contrastive loss."""
+    objective, train = config.objective, config.train
+    if not size:
+        return 0.0
+    captions, hard = objective.num_captions, objective.num_hallucinated
+    own = train.contrastive_batch_size
+    union, past = own * ranks, objective.queue_size
+    shapes = widths(
+        objective.hard_scope,
+        images=union + past,
+        captions=(union + past) * captions,
+        hallucinated=union * hard + (past * hard if objective.queue_hallucinated else 0),
+        own=own * hard,
+        hard=hard,
+    )
+    entries = max(
+        min(anchors, block_anchors(width)) * width for anchors, width in zip((own, own * captions), shapes, strict=True)
+    )
+    gathered = 1 + captions + (hard if objective.hard_scope == "global" else 0)
+    features = own * (1 + captions + hard) * OWN_FEATURE + (union - own + past) * gathered * OTHER_FEATURE
+    return float(entries * ENTRY_BYTES + features * size)
 
 
 def step_memory(config: Config, batch: dict[str, Tensor], pixels: tuple[int, ...]) -> StepMemory:
@@ -138,7 +168,7 @@ def _peak(config: Config, backbone: nn.Module, sizes: _Sizes, *, keep_gradients:
     known = [*parameters, *backbone.buffers(), *inputs.values()]
     with LiveBytes(known) as live, _freed_gradients(parameters, not keep_gradients):
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = _loss(adapter, inputs, config.objective.layer)
+            loss = _loss(adapter, inputs, config.objective.layer, _loss_kind(config))
         if loss.requires_grad:
             loss.backward()
         del loss
@@ -163,8 +193,17 @@ def _fake_inputs(config: Config, adapter: Adapter, sizes: _Sizes) -> dict[str, T
     return found
 
 
-def _loss(adapter: Adapter, inputs: dict[str, Tensor], layer: int | None) -> Tensor:
-    """The parts of `HaclModel.forward` that hold memory; heads see a few vectors only."""
+def _loss_kind(config: Config) -> str:
+    """`objective.lm_loss` as it works out: plain where ZeRO-3 shards the head; Liger's kernel works in chunks."""
+    kind = config.objective.lm_loss
+    if kind == "auto" and runtime.zero_stage(config.train) == 3:
+        return "plain"
+    return "chunked" if kind == "liger" else kind
+
+
+def _loss(adapter: Adapter, inputs: dict[str, Tensor], layer: int | None, kind: str) -> Tensor:
+    """The parts of `HaclModel.forward` that hold memory; heads see a few vectors only, and the contrastive loss is in
+    `contrast_bytes`."""
     features = inputs.get("features")
     if features is None:
         with torch.no_grad() if is_frozen(adapter.vision_tower) else contextlib.nullcontext():
@@ -176,7 +215,7 @@ def _loss(adapter: Adapter, inputs: dict[str, Tensor], layer: int | None) -> Ten
     del features, projected, is_image
     states, reads = adapter.decode(embeds, inputs.get("mask"), inputs["positions"], layer)
     del embeds
-    losses = token_losses(adapter.logits(states[inputs["labels"], inputs["labels"]]), inputs["labels"])
+    losses = label_losses(states[inputs["labels"], inputs["labels"]], inputs["labels"], adapter.lm_head, kind)
     return losses.sum() + reads[:, 0].sum()
 
 

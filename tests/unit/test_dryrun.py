@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def prediction():
     memory = {(stage, ranks): 8.0 for stage in dryrun.STAGES for ranks in dryrun.RANKS}
     batch = {"samples": 8, "tokens": 90, "slots": 100, "label_tokens": 20, "images": 4}
-    return Prediction({"llm": (100, 60), "heads": (10, 10)}, batch, 3.0, 2.0, memory, 0.0)
+    return Prediction({"llm": (100, 60), "heads": (10, 10)}, batch, 3.0, 2.0, memory, 0.0, feature_size=16)
 
 
 @pytest.mark.parametrize(
