@@ -32,7 +32,8 @@ def _needs_hallucinated(config: Any) -> bool:
     return any(getattr(config.objective, name) for name in names)
 
 
-def _makes_trees(objective: Any) -> bool:
+def makes_trees(objective: Any) -> bool:
+    """Whether sequences of an objective branch, so that attention needs more than sequence boundaries."""
     return objective.form == "eos_branch" or objective.share_prefixes
 
 
@@ -163,6 +164,57 @@ RULES: list[Rule] = [
         "hallucinated captions: set objective.num_hallucinated to 1 or more, or these weights to 0",
     ),
     (
+        lambda c: c.objective.likelihood_margin_weight > 0 and c.objective.likelihood_margin_beta <= 0,
+        "objective.likelihood_margin_beta must be above 0: at 0 the margin has no gradient, below it is turned round",
+    ),
+    (
+        lambda c: (
+            c.objective.likelihood_margin_weight == 0
+            and (c.objective.likelihood_margin != 0 or c.objective.likelihood_margin_beta != 1)
+        ),
+        "objective.likelihood_margin and objective.likelihood_margin_beta shape a term that is off; it needs "
+        "objective.likelihood_margin_weight > 0",
+    ),
+    (
+        lambda c: c.objective.text_margin_weight == 0 and c.objective.text_margin != 0,
+        "objective.text_margin shapes a term that is off; it needs objective.text_margin_weight > 0",
+    ),
+    (
+        lambda c: c.objective.hard_weight == 0 and c.objective.hard_margin != 0,
+        "objective.hard_margin moves hallucinated captions in the denominator; it needs objective.hard_weight > 0",
+    ),
+    (
+        lambda c: c.objective.positives == "log_sum" and c.objective.exclude_other_positives,
+        "objective.exclude_other_positives acts on the denominators of objective.positives=mean_log; log_sum has all "
+        "positives in one numerator",
+    ),
+    (
+        lambda c: c.objective.head == "none" and (c.objective.projection_size is not None or c.objective.shared_head),
+        "objective.projection_size and objective.shared_head describe a head; they need objective.head=linear or mlp",
+    ),
+    (
+        lambda c: (
+            c.objective.contrastive_weight == 0
+            and c.log.diagnostic_steps == 0
+            and (
+                c.objective.form == "strict"
+                or c.objective.layer is not None
+                or "mean" in (c.objective.image_pool, c.objective.text_pool)
+            )
+        ),
+        "objective.form=strict, objective.image_pool, objective.text_pool and objective.layer say how representations "
+        "are read, which nothing does here; they need objective.contrastive_weight > 0 or log.diagnostic_steps > 0",
+    ),
+    (
+        lambda c: c.train.cache_vision_features and _rates(c).vision > 0,
+        "train.cache_vision_features=true, but model.learning_rate.vision > 0 changes the features in training",
+    ),
+    (
+        lambda c: c.train.text_cache is not None and _rates(c).llm > 0,
+        "train.text_cache is set, but the decoder trains (model.learning_rate.llm > 0, with LoRA too), so states of "
+        "texts change from step to step",
+    ),
+    (
         lambda c: c.objective.learn_temperature and (_rates(c).heads == 0 or c.objective.contrastive_weight == 0),
         "objective.learn_temperature needs model.learning_rate.heads > 0 and objective.contrastive_weight > 0",
     ),
@@ -187,6 +239,10 @@ RULES: list[Rule] = [
             c.objective.queue_hallucinated and (c.objective.num_hallucinated == 0 or c.objective.hard_weight == 0)
         ),
         "objective.queue_hallucinated needs objective.num_hallucinated > 0 and objective.hard_weight > 0",
+    ),
+    (
+        lambda c: c.objective.num_hallucinated == 0 and c.objective.hard_scope != "own",
+        "objective.hard_scope says whose hallucinated captions are negatives; it needs objective.num_hallucinated > 0",
     ),
     (
         lambda c: not 0 < c.objective.temperature_min <= c.objective.temperature <= c.objective.temperature_max,
@@ -256,7 +312,7 @@ RULES: list[Rule] = [
         "objective.contrastive_weight > 0",
     ),
     (
-        lambda c: c.model.attn_implementation == "flash_attention_2" and _makes_trees(c.objective),
+        lambda c: c.model.attn_implementation == "flash_attention_2" and makes_trees(c.objective),
         "model.attn_implementation=flash_attention_2 sees independent sequences only; objective.form=eos_branch and "
         "objective.share_prefixes need auto, flex_attention, segments or sdpa",
     ),

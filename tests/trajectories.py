@@ -33,7 +33,7 @@ BASE = [
     "log.steps=1",
 ]
 GENERATION_ALONE = ["objective.contrastive_weight=0", "objective.learn_temperature=false", "objective.queue_size=0"]
-GENERATION_ALONE += ["objective.likelihood_margin_weight=0", "objective.num_hallucinated=0"]
+GENERATION_ALONE += ["objective.likelihood_margin_weight=0", "objective.num_hallucinated=0", "objective.hard_scope=own"]
 KEYS = ("loss", "lm", "contrastive", "likelihood_margin", "grad_norm", "temperature")
 
 

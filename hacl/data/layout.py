@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hacl.config_rules import makes_trees
 from hacl.data.dataset import Sample
 from hacl.data.packing import Tree, merge_prefixes, pack_tightly
 from hacl.data.templates import EncodedSequence, SequenceEncoder
@@ -234,11 +235,6 @@ class Layout:
         for (kind, b, slot), own in found.items():
             tables[kind][b, slot, : len(own)] = torch.tensor(own)
         return {f"{name}_places": table for name, table in tables.items()}
-
-
-def makes_trees(objective) -> bool:
-    """Whether sequences of an objective branch, so that attention needs more than sequence boundaries."""
-    return objective.form == "eos_branch" or objective.share_prefixes
 
 
 def _row(keys: Sequence[int]) -> Tensor:

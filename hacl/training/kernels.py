@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hacl.config import Config
-from hacl.data.layout import makes_trees
+from hacl.config_rules import makes_trees
 from hacl.models import attention
 from hacl.models.adapters import Adapter
 from hacl.models.exactness import check_decoder

@@ -111,7 +111,8 @@ def caches_dataset(config, inputs):
 
 
 def test_features_of_a_tower_that_trains_are_refused(run):
-    config, inputs, model = run("model.preset=stage1-vision")
+    config, inputs, model = run("model.preset=stage1-vision", "train.cache_vision_features=false")
+    config.train.cache_vision_features = True  # which a configuration of such rates refuses to set
     with pytest.raises(ConfigError, match="learning_rate.vision"):
         caches.prepare(config, inputs, model)
 

@@ -14,6 +14,7 @@ from hacl.presets import PRESETS
 ROOT = Path(__file__).resolve().parents[2]
 
 
+MARGIN = ["objective.likelihood_margin_weight=1"]
 BEST = ["data.eval_path=validation.jsonl", "train.eval_steps=2", "train.save_steps=2"]
 
 
@@ -93,6 +94,24 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
         (["objective.num_hallucinated=0", "objective.text_margin_weight=1"], "objective.num_hallucinated"),
         (["objective.num_hallucinated=0", "objective.t2i_hard_weight=1"], "objective.num_hallucinated"),
         (["objective.learn_temperature=true", "model.learning_rate.heads=0"], "model.learning_rate.heads > 0"),
+        ([*MARGIN, "objective.likelihood_margin_beta=0"], "likelihood_margin_beta must be above 0"),
+        ([*MARGIN, "objective.likelihood_margin_beta=-1"], "likelihood_margin_beta must be above 0"),
+        (["objective.likelihood_margin_beta=2"], "needs objective.likelihood_margin_weight > 0"),
+        (["objective.likelihood_margin=0.5"], "needs objective.likelihood_margin_weight > 0"),
+        (["objective.text_margin=0.1"], "needs objective.text_margin_weight > 0"),
+        (["objective.hard_margin=0.1", "objective.hard_weight=0"], "needs objective.hard_weight > 0"),
+        (["objective.hard_scope=global", "objective.num_hallucinated=0"], "needs objective.num_hallucinated > 0"),
+        (["objective.hard_scope=local", "objective.num_hallucinated=0"], "needs objective.num_hallucinated > 0"),
+        (["objective.positives=log_sum", "objective.exclude_other_positives=true"], "positives=mean_log"),
+        (["objective.head=none", "objective.projection_size=8"], "objective.projection_size and"),
+        (["objective.head=none", "objective.shared_head=true"], "objective.shared_head describe a head"),
+        (["objective.contrastive_weight=0", "objective.form=strict"], "objective.form=strict.*log.diagnostic_steps"),
+        (["objective.contrastive_weight=0", "objective.text_pool=mean"], "objective.text_pool"),
+        (["objective.contrastive_weight=0", "objective.image_pool=mean"], "objective.image_pool"),
+        (["objective.contrastive_weight=0", "objective.layer=1"], "objective.layer"),
+        (["train.text_cache=texts", "model.preset=stage1-llm"], "decoder trains"),
+        (["train.text_cache=texts", "model.lora.rank=2", "model.learning_rate.llm=1e-4"], "decoder trains"),
+        (["train.cache_vision_features=true", "model.preset=stage1-vision"], "learning_rate.vision > 0"),
         (["train.max_steps=0"], "train.max_steps must be at least 1"),
         (["train.epochs=0"], "train.epochs"),
         (["data.max_records=0"], "data.max_records must be at least 1"),
@@ -117,6 +136,21 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
 def test_combinations_that_could_only_be_ignored_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*MARGIN, "objective.likelihood_margin_beta=0.5", "objective.likelihood_margin=1"],
+        ["objective.text_margin_weight=1", "objective.text_margin=0.1"],
+        ["objective.hard_margin=0.1", "objective.hard_weight=0.5", "objective.hard_scope=global"],
+        ["objective.exclude_other_positives=true", "objective.num_captions=2"],
+        ["objective.contrastive_weight=0", "objective.text_pool=mean", "log.diagnostic_steps=5"],
+        ["train.text_cache=texts", "train.cache_vision_features=true", "model.preset=stage1"],
+    ],
+)
+def test_the_same_settings_are_accepted_where_something_reads_them(overrides):
+    load_config(None, overrides)
 
 
 @pytest.mark.parametrize("metric", ["eval_loss", "loss", "eval_win_rate/object", "eval_hard_negative_win_rate"])

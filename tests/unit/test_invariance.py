@@ -27,7 +27,6 @@ CLASSES = {
         {
             "four micro-batches": [*cut(3), *GENERATION_ALONE],
             "micro-batches of one sample": [*cut(1), *GENERATION_ALONE],
-            "the strict form, equal but for contrast": [*cut(6), *GENERATION_ALONE, "objective.form=strict"],
         },
     ),
     "steps of similar length": (
