@@ -16,6 +16,7 @@ from typing import Any
 from hacl.data.json_stream import first_character
 from hacl.data.json_text import parse_line, read_lines
 from hacl.data.parquet import from_row
+from hacl.data.parquet_limits import check_batch, check_group, open_bounded
 from hacl.data.records import Record, RecordError, iter_raw, parse_record
 
 _BATCH = 1024  # rows of a Parquet file decoded together
@@ -88,7 +89,10 @@ class JsonSource(Source):
 
 
 class ParquetSource(Source):
-    """Parquet files, one after the other; passing over a row group reads its header alone."""
+    """Parquet files, one after the other; passing over a row group reads its header alone.
+
+    What they may unpack to is bounded, see `hacl.data.parquet_limits`.
+    """
 
     def __init__(self, paths: Sequence[Path]):
         import pyarrow
@@ -108,7 +112,6 @@ class ParquetSource(Source):
 
     def rows(self, start: int = 0) -> Iterator[tuple[str, Any]]:
         import pyarrow
-        import pyarrow.parquet as pq
 
         for path, groups in zip(self.paths, self._rows, strict=True):
             done = 0
@@ -118,8 +121,11 @@ class ParquetSource(Source):
                     start -= count
                 else:
                     try:
-                        file = pq.ParquetFile(path) if file is None else file
+                        file = open_bounded(path) if file is None else file
+                        check_group(path, file, group)
                         yield from _group_rows(path, file, group, start, done)
+                    except RecordError:
+                        raise
                     except (pyarrow.ArrowException, OSError, ValueError) as error:
                         raise RecordError(f"{path}: row group {group} is damaged ({error}); write it again") from error
                     start = 0
@@ -148,6 +154,7 @@ def _group_rows(path: Path, file: Any, group: int, start: int, done: int) -> Ite
     index = 0
     for batch in file.iter_batches(_BATCH, row_groups=[group]):
         skipped = min(start - index, batch.num_rows) if index < start else 0
+        check_batch(path, batch, done + index)
         for offset, row in enumerate(batch.slice(skipped).to_pylist(), start=index + skipped):
             yield f"{path}:[{done + offset}]", row
         index += batch.num_rows
