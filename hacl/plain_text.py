@@ -13,6 +13,12 @@ def one_line(text: object) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
+def short_line(text: object, most: int = 80) -> str:
+    """The text as `one_line`, cut to `most` letters."""
+    shown = one_line(text)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
 def markdown(text: object) -> str:
     """The text on one line and in one cell of a table, with nothing in it that Markdown takes for HTML or a link."""
     shown = one_line(text)

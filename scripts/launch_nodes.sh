@@ -61,9 +61,13 @@ if [ -n "$dry" ]; then
   exit 0
 fi
 
+# Processes that still load ignore the signal, as they inherit it from the agent, so it is repeated until all have left.
 pass_on() {
-  local process
-  for process in $(pgrep -P "$agent"); do kill -USR1 "$process" 2>/dev/null || true; done
+  trap '' USR1
+  while kill -0 "$agent" 2>/dev/null; do
+    for process in $(pgrep -P "$agent"); do kill -USR1 "$process" 2>/dev/null || true; done
+    sleep 2
+  done &
 }
 trap pass_on USR1
 (trap '' USR1 && exec "${command[@]}") &  # ignored by the agent, which has no use for it; train.py sets its own handler

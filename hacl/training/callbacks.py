@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -15,7 +17,7 @@ from transformers.integrations import TensorBoardCallback
 
 from hacl.data.records import Record
 from hacl.training.stopping import Stopped
-from hacl.training.storage import storage_errors
+from hacl.training.storage import explain, is_storage_failure
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -34,6 +36,53 @@ def keep_until(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
+class Log:
+    """A log in the run folder, which the first rank writes alone. A failed write is said once, and the run goes on.
+
+    An error here would leave the other ranks waiting, and a log is no state: what is missing in it is lost, and a disk
+    that stays full ends the run, on all ranks, at the next checkpoint.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._is_told = False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around anything that writes the log; what follows a failed write inside is left out."""
+        try:
+            yield
+        except Exception as error:
+            if not is_storage_failure(error):
+                raise
+            if not self._is_told:
+                print(
+                    f"warning: {explain(error, self.path.parent, self.path.name)}. What it lacks now is lost; "
+                    "the run goes on, and ends if it cannot save",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._is_told = True
+
+    def keep_until(self, step: int) -> None:
+        """See the function of this name."""
+        with self.writing():
+            keep_until(self.path, step)
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows as lines, all of them or none."""
+        with self.writing():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write("".join(json.dumps(row) + "\n" for row in rows))
+            except OSError:
+                if self.path.exists():
+                    os.truncate(self.path, size)
+                raise
+
+
 @contextlib.contextmanager
 def leaving_to_the_loop() -> Iterator[None]:
     """For a callback in the middle of a step: a request to stop ends it, and the loop stops after logging the step."""
@@ -47,25 +96,36 @@ class JsonLines(TrainerCallback):
     """One JSON object per log line in `<run>/metrics.jsonl`; lines of steps that a resumed run repeats are dropped."""
 
     def __init__(self, folder: Path | str):
-        self.path = Path(folder) / "metrics.jsonl"
+        self.lines = Log(Path(folder) / "metrics.jsonl")
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            keep_until(self.path, state.global_step)
+            self.lines.keep_until(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
-            with storage_errors(self.path.parent, self.path.name):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"step": state.global_step, "time": time.time(), **logs}) + "\n")
+            self.lines.append([{"step": state.global_step, "time": time.time(), **logs}])
 
 
-def tensorboard(folder: Path | str) -> TensorBoardCallback:
+class Board(TensorBoardCallback):
     """Trainer's TensorBoard callback with its events in `<run>/tensorboard`."""
-    callback = TensorBoardCallback()
-    callback.logging_dir = str(Path(folder) / "tensorboard")
-    return callback
+
+    def __init__(self, folder: Path | str):
+        super().__init__()
+        self.events = Log(Path(folder) / "tensorboard")
+        self.logging_dir = str(self.events.path)
+
+    def on_train_begin(self, *arguments, **options):
+        with self.events.writing():
+            super().on_train_begin(*arguments, **options)
+
+    def on_log(self, *arguments, **options):
+        with self.events.writing():
+            super().on_log(*arguments, **options)
+
+    def on_train_end(self, *arguments, **options):
+        with self.events.writing():
+            super().on_train_end(*arguments, **options)
 
 
 class SampleCaptions(TrainerCallback):
@@ -98,18 +158,23 @@ class SampleCaptions(TrainerCallback):
         self.records = [record for record in records if len(record.images) == 1]
         self.images = [load_image(resolve_image(image_root, record.images[0])) for record in self.records]
         self.prompt_ids, self.paused, self.poll = prompt_ids, paused, poll
+        self.lines, self.events = Log(self.folder / "samples.jsonl"), Log(self.folder / "tensorboard")
         self.writer = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.every and state.is_world_process_zero and self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+            self.lines.keep_until(state.global_step)
+            with self.events.writing():
+                self._show_images()
 
-            keep_until(self.folder / "samples.jsonl", state.global_step)
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"))
-            for record, image in zip(self.records, self.images, strict=True):
-                pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-                pixels = pixels.reshape(image.height, image.width, 3)
-                self.writer.add_image(f"samples/{record.id}", pixels, 0, dataformats="HWC")
+    def _show_images(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+        for record, image in zip(self.records, self.images, strict=True):
+            pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+            pixels = pixels.reshape(image.height, image.width, 3)
+            self.writer.add_image(f"samples/{record.id}", pixels, 0, dataformats="HWC")
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self.every or not self.records or state.global_step % self.every:
@@ -121,16 +186,23 @@ class SampleCaptions(TrainerCallback):
         captions = self.generate(args)
         if not state.is_world_process_zero:
             return
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as stream:
-            for record, caption in zip(self.records, captions, strict=True):
-                row = {"step": state.global_step, "id": record.id, "caption": caption, "reference": record.captions[:1]}
-                stream.write(json.dumps(row) + "\n")
-                self.writer.add_text(f"samples/{record.id}", caption, state.global_step)
-        self.writer.flush()
+        told = list(zip(self.records, captions, strict=True))
+        self.lines.append(
+            [
+                {"step": state.global_step, "id": record.id, "caption": caption, "reference": record.captions[:1]}
+                for record, caption in told
+            ]
+        )
+        if self.writer is not None:
+            with self.events.writing():
+                for record, caption in told:
+                    self.writer.add_text(f"samples/{record.id}", caption, state.global_step)
+                self.writer.flush()
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.writer is not None:
-            self.writer.close()
+            with self.events.writing():
+                self.writer.close()
             self.writer = None
 
     def _keep_going(self, ids_BT, scores, **_) -> torch.Tensor:

@@ -6,7 +6,6 @@ Shapes: B records, K hallucinated captions per record, D hidden size, P contrast
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,7 +21,7 @@ from hacl.data.dataset import TrainingDataset
 from hacl.data.records import HALLUCINATION_TYPES, Record
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.lm import sequence_log_likelihood, token_losses
-from hacl.training.callbacks import keep_until, leaving_to_the_loop
+from hacl.training.callbacks import Log, leaving_to_the_loop
 from hacl.training.objective import HaclModel
 from hacl.training.state_measures import gap_measures, paired_margins
 
@@ -95,14 +94,16 @@ class StateDiagnostics(TrainerCallback):
         collator = PackedCollator(encoder, objective)
         rows = [samples[i] for i in range(len(samples))]
         self.batches = [collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+        self.lines, self.events = Log(self.folder / "diagnostics.jsonl"), Log(self.folder / "tensorboard")
         self.writer = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            keep_until(self.folder / "diagnostics.jsonl", state.global_step)
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+            self.lines.keep_until(state.global_step)
+            with self.events.writing():
+                self.writer = SummaryWriter(str(self.folder / "tensorboard"))
         if state.global_step == 0:
             self._write(args, state)
 
@@ -113,7 +114,8 @@ class StateDiagnostics(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.writer is not None:
-            self.writer.close()
+            with self.events.writing():
+                self.writer.close()
             self.writer = None
 
     def _write(self, args, state) -> None:
@@ -121,11 +123,13 @@ class StateDiagnostics(TrainerCallback):
             measures = self.measure(args)
         if not state.is_world_process_zero:
             return
-        with (self.folder / "diagnostics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": state.global_step, **measures}) + "\n")
-        for name, value in measures.items():
-            self.writer.add_scalar(f"diagnostics/{name}", value, state.global_step)
-        self.writer.flush()
+        self.lines.append([{"step": state.global_step, **measures}])
+        if self.writer is None:
+            return
+        with self.events.writing():
+            for name, value in measures.items():
+                self.writer.add_scalar(f"diagnostics/{name}", value, state.global_step)
+            self.writer.flush()
 
     @torch.no_grad()
     def measure(self, args) -> dict[str, float]:

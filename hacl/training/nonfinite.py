@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hacl.plain_text import short_line
 
 NAMED = 8  # records in a message; the file has all of them
 
@@ -76,7 +79,7 @@ class NonFiniteGuard:
         ranks = self._everyone()
         if ranks[0]["rank"] == _rank():
             content = {"step": self.step, "what": what, "policy": self.policy, "ranks": ranks}
-            report_path(self.folder, self.step).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            self._report(content)
         self.is_skipping = True
         self.skipped += 1
         if self.policy == "skip" and self.skipped <= self.most:
@@ -84,6 +87,13 @@ class NonFiniteGuard:
                 print(f"step {self.step} skipped ({self.skipped} of at most {self.most}): {what}", flush=True)
             return
         raise NonFiniteError(self._message(what, ranks))
+
+    def _report(self, content: dict[str, Any]) -> None:
+        path = report_path(self.folder, self.step)
+        try:
+            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        except OSError as error:  # which must not hide what it is about
+            print(f"warning: {path} could not be written: {error}", file=sys.stderr, flush=True)
 
     def _everyone(self) -> list[dict[str, Any]]:
         """Losses and records of the step, of every rank."""
@@ -102,7 +112,7 @@ class NonFiniteGuard:
         parts = [part for rank in ranks for part in rank["micro_batches"]]
         bad = [part for part in parts if isinstance(part.get("loss"), str)] or parts
         ids = [record for part in bad for record in part["records"]]
-        named = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+        named = ", ".join(map(short_line, ids[:NAMED])) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
         skips = f" after {self.most} skipped steps" if self.policy == "skip" else ""
         return (
             f"{what} at step {self.step}{skips}, with records {named} ({report_path(self.folder, self.step)} has all "

@@ -36,7 +36,6 @@ from hacl.training import (
     runtime,
     storage,
     streaming,
-    weights,
 )
 from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
 from hacl.training.objective import HaclModel
@@ -200,7 +199,7 @@ def build_trainer(config: Config, stop: StopRequest | None = None) -> HaclTraine
 def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclModel) -> None:
     """Add what writes logs, samples and diagnostics."""
     folder = config.train.output_dir
-    watchers: list = [callbacks.JsonLines(folder), callbacks.tensorboard(folder)]
+    watchers: list = [callbacks.JsonLines(folder), callbacks.Board(folder)]
     if config.log.sample_steps:
         pool = [r for r in inputs.eval_records or inputs.records if len(r.images) == 1]
         watchers.append(
@@ -261,7 +260,7 @@ def _run(config: Config, output: Path, stop: StopRequest) -> RunResult:
         return found
     if not trainer.is_finished:
         resume.begin_branch(config, start)
-        storage.check_space(output, weights.checkpoint_bytes(trainer.model))
+        storage.check_space(output, trainer.checkpoint_bytes())
         runtime.on_first_rank(lambda: _note_start(config, output), otherwise=storage.StorageError)
         _announce(config, trainer, start)
     stop.at_once = False

@@ -165,6 +165,10 @@ class SurvivingTrainer(Trainer):
             if self.processor is not None:
                 self.processor.save_pretrained(folder)
 
+    def checkpoint_bytes(self) -> int:
+        """About what one checkpoint of this run takes on disk."""
+        return weights.checkpoint_bytes(self.model, deepspeed=self.is_deepspeed_enabled)
+
     def save_now(self) -> None:
         """Write a checkpoint of the current step unless this process has one of it already. Every rank calls this."""
         if self._saved_step != self.state.global_step:
@@ -247,7 +251,7 @@ class SurvivingTrainer(Trainer):
         except Exception as error:
             if not storage.is_storage_failure(error):
                 raise
-            failure = storage.explain(error, folder, what, needed=weights.checkpoint_bytes(self.model))
+            failure = storage.explain(error, folder, what, needed=self.checkpoint_bytes())
         said: list[str | None] = [None if failure is None else str(failure)]
         if self.args.world_size > 1:
             said = [None] * self.args.world_size

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from hacl.plain_text import short_line
+
 PREFIX = "hacl/heartbeat"
 NAMED = 8  # records in a heartbeat
 EARLY = 0.8  # share of the timeout after which a standstill is reported, before the collective gives up
@@ -41,7 +43,7 @@ class Watchdog:
         self._store = store
         self._mine: dict[str, Any] = {"count": 0, "step": 0, "phase": "start", "records": []}
         self._last, self._reported = time.monotonic(), -1
-        self._done = threading.Event()
+        self._done, self._lock = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
         self._main = threading.get_ident()
 
@@ -49,6 +51,7 @@ class Watchdog:
         """Begin to watch."""
         if self._store is None:
             self._store = _group_store(self.seconds) if self.ranks > 1 else _Local()
+        self._done.clear()
         self._leave_word()
         self._thread = threading.Thread(target=self._watch, name="hacl-watchdog", daemon=True)
         self._thread.start()
@@ -64,10 +67,11 @@ class Watchdog:
         """This rank enters `phase` of `step`. records: ids it works on (None: those it had). All ranks beat alike."""
         if self._thread is None:
             return
-        ids = self._mine["records"] if records is None else list(records)[:NAMED]
-        self._mine = {"count": self._mine["count"] + 1, "step": step, "phase": phase, "records": ids}
-        self._last = time.monotonic()
-        self._leave_word()
+        with self._lock:
+            ids = self._mine["records"] if records is None else list(records)[:NAMED]
+            self._mine = {"count": self._mine["count"] + 1, "step": step, "phase": phase, "records": ids}
+            self._last = time.monotonic()
+            self._leave_word()
 
     def _leave_word(self) -> None:
         self._store.set(f"{PREFIX}/{self.rank}", json.dumps(self._mine))
@@ -75,11 +79,16 @@ class Watchdog:
     def _watch(self) -> None:
         pause = min(self.seconds / 20, 5.0)
         while not self._done.wait(pause):
-            if time.monotonic() - self._last < EARLY * self.seconds or self._reported == self._mine["count"]:
+            count = self._mine["count"]
+            if time.monotonic() - self._last < EARLY * self.seconds or self._reported == count:
                 continue
-            self._reported = self._mine["count"]
-            self._mine = self._mine | {"where": _where(self._main)}
-            self._leave_word()
+            where = _where(self._main)
+            with self._lock:
+                if self._mine["count"] != count:  # it moved on meanwhile
+                    continue
+                self._reported = count
+                self._mine = self._mine | {"where": where}
+                self._leave_word()
             time.sleep(pause)  # so that the others' stacks are there too
             print(f"rank {self.rank}: {self.describe()}", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
@@ -131,7 +140,7 @@ def _waits(word: dict[str, Any]) -> bool:
 def _told(word: dict[str, Any] | None) -> str:
     if word is None:
         return "never started to train"
-    records = f", records {', '.join(word['records'])}" if word["records"] else ""
+    records = f", records {', '.join(map(short_line, word['records']))}" if word["records"] else ""
     return f"step {word['step']}, {word['phase']}{records}" + (f", in {word['where']}" if "where" in word else "")
 
 

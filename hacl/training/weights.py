@@ -58,11 +58,14 @@ def trained_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield stock_name(f"{prefix}.{name}" if prefix else name), tensor
 
 
-def checkpoint_bytes(model) -> int:
-    """About what a checkpoint of a HaclModel takes on disk: trained weights, two moments of each in fp32, the queue."""
+def checkpoint_bytes(model, *, deepspeed: bool = False) -> int:
+    """About what a checkpoint of a HaclModel takes on disk: trained weights, two moments of each in fp32, the queue.
+
+    DeepSpeed also saves the weights it computes with (counted as 16-bit) and its fp32 masters.
+    """
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     held = 0 if getattr(model, "queue", None) is None else sum(t.nbytes for t in model.queue.state_dict().values())
-    return 12 * trained + held
+    return (18 if deepspeed else 12) * trained + held
 
 
 def save_weights(model, folder: Path, *, write: bool) -> None:

@@ -62,6 +62,38 @@ def test_the_batch_script_starts_one_launcher_per_node_and_names_the_attempt():
     assert {"--requeue", "--signal=B:USR1@300", "--ntasks-per-node=1"} <= set(directives)
 
 
+AGENT = """#!/usr/bin/env python
+import subprocess, sys
+rank = '''
+import os, signal, sys, time
+print("loading", flush=True)
+time.sleep(3)  # a signal in this time is lost, for it is ignored
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+print("ready", flush=True)
+end = time.monotonic() + 60
+while not heard and time.monotonic() < end:
+    time.sleep(0.1)
+time.sleep(2.5)  # saving, while the signal comes again
+sys.exit(0 if heard else 3)
+'''
+sys.exit(subprocess.run([sys.executable, "-c", rank]).returncode)
+"""
+
+
+def test_a_signal_that_comes_while_a_rank_loads_reaches_it_once_it_listens(tmp_path):
+    agent = tmp_path / "agent"
+    agent.write_text(AGENT.replace("/usr/bin/env python", sys.executable))
+    agent.chmod(0o755)
+    command = ["bash", LAUNCH, "--per-node", "1", "--", "run.yaml"]
+    environment = {**os.environ, "PYTHON": str(agent)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "ready\n"
+    assert process.wait(timeout=120) == 0
+
+
 class Nodes:
     """Two launchers on this machine, one process each; `said` is what they have printed."""
 

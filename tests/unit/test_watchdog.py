@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import threading
 import time
 
 import pytest
@@ -100,3 +101,42 @@ def test_signals_are_noted_while_a_run_can_save_and_end_it_at_once_before(monkey
     monkeypatch.setattr(signal, "signal", lambda number, what: set_to.update({number: what}))
     shield_worker(0)
     assert set_to == dict.fromkeys((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT), signal.SIG_IGN)
+
+
+def test_a_beat_while_the_thread_looks_where_the_rank_is_is_not_taken_back(monkeypatch):
+    dog = Watchdog(0.5, store=watchdog._Local())
+    looked = threading.Event()
+
+    def where(thread):
+        if not looked.is_set():
+            dog.beat("backward", step=7)
+            looked.set()
+        return "data/images.py:9 load"
+
+    monkeypatch.setattr(watchdog, "_where", where)
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda **options: None)
+    dog.start()
+    dog.beat("forward", step=7)
+    assert looked.wait(60)
+    dog.stop()
+    (word,) = dog.everyone()
+    assert (word["phase"], word["count"]) == ("backward", 2)
+
+
+def test_a_watchdog_that_was_stopped_watches_again_when_it_is_started_again(monkeypatch):
+    reported = threading.Event()
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda **options: reported.set())
+    dog = Watchdog(0.2, store=watchdog._Local())
+    dog.start()
+    dog.stop()
+    reported.clear()
+    dog.start()
+    dog.beat("forward", step=1)
+    assert reported.wait(60)
+    dog.stop()
+
+
+def test_ids_of_records_stay_short_and_on_one_line():
+    word = {"count": 1, "step": 3, "phase": "forward", "records": ["a\nerror: no", "b" * 500]}
+    told = watchdog._told(word)
+    assert "\n" not in told and "a error: no" in told and len(told) < 200
