@@ -7,7 +7,9 @@ from hacl.config import ConfigError, load_config
 from hacl.training import caches
 from hacl.training.caches import RowStore
 from hacl.training.objective import text_states
-from hacl.training.run import build_model, read_inputs
+from hacl.training.run import build_model, build_trainer, read_inputs
+from hacl.training.run import run as train
+from hacl.training.stopping import Stopped, StopRequest
 from tests.tiny import write_tiny_records
 
 
@@ -117,6 +119,15 @@ def test_features_of_a_tower_that_trains_are_refused(run):
         caches.prepare(config, inputs, model)
 
 
+def test_a_cache_of_images_is_refused_where_there_is_none(tiny_llava, tmp_path):
+    records = write_tiny_records(tmp_path / "records", 0, text_only=4)
+    how = ["model.preset=stage2", f"model.path={tiny_llava}", f"data.path={records}", "data.template=chat"]
+    config = load_config(None, [*how, "train.cache_vision_features=true", f"train.cache_dir={tmp_path / 'cache'}"])
+    inputs = read_inputs(config)
+    with pytest.raises(ConfigError, match="no record has an image"):
+        caches.prepare(config, inputs, build_model(config, inputs))
+
+
 def test_text_states_are_not_cached_when_lora_trains_the_decoder(run):
     config, inputs, model = run("model.lora.rank=2", "model.learning_rate.llm=1e-4")
     assert caches.prepare(config, inputs, model).texts is None
@@ -131,3 +142,24 @@ def test_a_changed_image_is_computed_again(run, tmp_path):
     torch.testing.assert_close(
         stores.features.lookup(["images/0.png"]), stores.features.lookup(["images/3.png"]), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_request_to_stop_ends_caching_after_a_shard(run, monkeypatch, tmp_path):
+    """Where signals are only noted, as in each of several ranks."""
+    config, inputs, model = run(f"train.output_dir={tmp_path / 'out'}")
+    stop = StopRequest()
+    stop.received = "SIGTERM"
+    with pytest.raises(Stopped, match="SIGTERM after step 0"):
+        caches.prepare(config, inputs, model, stop)
+    caches.prepare(config, inputs, model, StopRequest())
+    seen = []
+    monkeypatch.setattr("hacl.training.run.caches.prepare", lambda *given: seen.append(given) or caches.Stores())
+    build_trainer(config, stop)
+    assert seen[0][3] is stop, "the request of a run reaches its caches"
+
+    def leave(config, stop):
+        raise Stopped(type(stop).__name__, 0, saved=False)
+
+    monkeypatch.setattr("hacl.training.run.build_trainer", leave)
+    with pytest.raises(Stopped, match="StopRequest"):
+        train(config)
