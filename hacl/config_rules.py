@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hacl.config_metrics import unknown_metric, validation_metrics
+
 Rule = tuple[Callable[[Any], bool], str]
 
 
@@ -45,30 +47,6 @@ def _shares_something(config: Any) -> bool:
     is_cached = _rates(config).llm == 0 and (config.train.cache_text_states or config.train.text_cache is not None)
     several = objective.num_hallucinated > 0 or objective.num_captions > 1
     return bool(objective.contrastive_weight) and several and not is_cached
-
-
-def validation_metrics(objective: Any) -> set[str]:
-    """Names that a validation may log for an objective, without the prefix `eval_`."""
-    names = {"loss"}
-    if objective.lm_weight or objective.likelihood_margin_weight:
-        names.add("lm")
-    if objective.likelihood_margin_weight:
-        names |= {"likelihood_margin", "likelihood_win_rate"}
-    if objective.contrastive_weight:
-        names |= {"contrastive", "i2t", "t2i", "i2t_top1", "t2i_top1", "positive_similarity", "negative_similarity"}
-        names |= {"effective_negatives", "temperature"}
-        if objective.num_hallucinated:
-            names |= {"hard_similarity", "hard_negative_win_rate", "win_rate/<type>"}
-        names |= {name for name in ("t2i_hard", "text_margin") if getattr(objective, f"{name}_weight")}
-    return names
-
-
-def unknown_metric(config: Any) -> bool:
-    """Whether train.best_metric cannot occur; which types have a win rate depends on the records."""
-    if config.train.best_metric is None:
-        return False
-    name = config.train.best_metric.removeprefix("eval_")
-    return ("win_rate/<type>" if name.startswith("win_rate/") else name) not in validation_metrics(config.objective)
 
 
 NOT_NEGATIVE = {

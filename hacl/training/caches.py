@@ -152,7 +152,7 @@ class RowStore:
 
 
 class FeatureCache:
-    """Image path -> features of the frozen tower, before the projector."""
+    """Image path -> features of the frozen tower, before the projector; of one image at least."""
 
     def __init__(self, store: RowStore, keys: dict[str, str]):
         self._store, self._keys = store, keys
@@ -200,8 +200,8 @@ def wanted(config: Config) -> bool:
 def prepare(config: Config, inputs, model: HaclModel, stop: StopRequest | None = None) -> Stores:
     """Open the caches of a run and compute what they lack. `model` is not sharded. Every rank calls this.
 
-    Raises Stopped where `stop` was asked on any rank while they compute, and ConfigError when the tower trains although
-    train.cache_vision_features is set.
+    Raises Stopped where `stop` was asked on any rank while they compute, and ConfigError where the tower trains or no
+    record has an image although train.cache_vision_features is set.
     """
     train = config.train
     root = Path(train.cache_dir) if train.cache_dir else Path(train.output_dir) / "cache"
@@ -264,6 +264,8 @@ def _features(
             if path not in keys:
                 stat = resolve_image(inputs.image_root, path).stat()
                 keys[path] = f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    if not keys:
+        raise ConfigError("train.cache_vision_features=true, but no record has an image; set it to false")
     files = {key: path for path, key in keys.items()}
 
     @torch.no_grad()
