@@ -10,10 +10,12 @@ Shapes: B samples, N image tokens, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +28,15 @@ from hacl.data.templates import EncodedSequence
 from hacl.losses.contrastive import contrastive_loss
 from hacl.models import attention
 from hacl.models.random_llava import Size, llava_config
-from hacl.training.flops import StepCost, step_cost
+from hacl.training.flops import Execution, StepCost, step_cost
 from hacl.training.kernels import compile_blocks
+from hacl.training.label_loss import plain_limit
 from hacl.training.objective import HaclModel
 from hacl.training.work import Work, count_work
 
 BOS, EOS, FIRST_WORD = 1, 2, 3
 FROZEN = ("stage1_sft", "stage1_cached")
+UNPACKED = ("sft_plain", "four_calls")  # logits at every position
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,28 @@ class Variants:
         if frozen != self._frozen:
             self._freeze(frozen)
         self.packed.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def countable(self) -> Iterator[None]:
+        """Attention in a kernel that torch's counter knows, whatever is timed."""
+        used, self.attention = self.attention, "sdpa"
+        attention.set_attention(self.packed.adapter.decoder, "sdpa")
+        try:
+            yield
+        finally:
+            self.attention = used
+            attention.set_attention(self.packed.adapter.decoder, used)
+
+    def executed(self, name: str, *, counter: bool = False) -> float | None:
+        """What a variant runs by the cost model, or what torch's counter should see of it within `countable`: attention
+        over whole rows. None for the forms with logits at every position, which the model does not describe."""
+        if name in UNPACKED:
+            return None
+        variant, used = self.variants[name], "eager" if counter else self.attention
+        pairs: Any = {"eager": "dense_pairs", "sdpa": "masked_pairs"}.get(used, "packed_pairs")
+        limit = plain_limit(self.packed.objective.lm_loss, self.case.size.vocabulary, is_sharded=False)
+        how = Execution(pairs, counter or used != "eager", self.case.recompute, plain_labels=limit)
+        return self.costs[variant.frozen].executed(variant.work, how)
 
     def minimal(self, name: str) -> float:
         """The least work for the losses of a variant."""
