@@ -1,12 +1,14 @@
 """Where a run goes on, and what is the best checkpoint: validation between saves, other choices, branches, kills."""
 
 import json
+import multiprocessing
 import shutil
+import signal
 
 import pytest
 
-from hacl.training import manifest, trainer
-from tests.e2e.helpers import losses
+from hacl.training import manifest, run_folder, storage, trainer
+from tests.e2e.helpers import losses, refuses
 
 pytestmark = pytest.mark.slow
 
@@ -126,3 +128,32 @@ def test_a_run_killed_before_its_result_is_finished_by_the_next_start(command, r
     assert "train_loss" not in again["metrics"], "of which this process knows nothing"
     assert losses(command.run) == logged and held(command.run) == ["checkpoint-2", "checkpoint-4"]
     assert command(*how) == 0 and "nothing left to do" in capsys.readouterr().out
+
+
+def test_a_run_folder_in_which_another_process_trains_is_refused_and_left_alone(command, capsys):
+    def hold(ready):
+        with run_folder.held(command.run):
+            ready.set()
+            signal.pause()
+
+    saving = command.run / ".tmp-checkpoint-2"
+    saving.mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(ready,))
+    process.start()
+    try:
+        assert ready.wait(60)
+        assert f"process {process.pid} on" in refuses(command, capsys) and saving.is_dir()
+    finally:
+        process.kill()
+        process.join(60)
+    assert command() == 0 and not saving.is_dir()
+
+
+def test_a_run_folder_that_ranks_do_not_share_is_refused_before_training(command, capsys, monkeypatch):
+    def not_shared(folder):
+        raise storage.StorageError(f"{folder}: rank 1 cannot see it")
+
+    monkeypatch.setattr(run_folder, "check_shared", not_shared)
+    assert "rank 1 cannot see it" in refuses(command, capsys) and not held(command.run)

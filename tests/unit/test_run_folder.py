@@ -3,10 +3,12 @@
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import threading
 
 import pytest
+import torch
 
 from hacl.training import run_folder, runtime, storage
 
@@ -95,3 +97,25 @@ def test_a_rank_on_another_disk_is_named_on_every_rank_before_training(tmp_path,
     else:
         assert set(errors) == {0, 1} and all("rank 1 on" in text and "rank 0 on" in text for text in errors.values())
     assert not [path for path in tmp_path.rglob(".seen-*")]
+
+
+@pytest.mark.parametrize("error", [KeyError("files"), RecursionError(), OSError(errno.EIO, "Input/output error")])
+def test_an_error_of_the_first_rank_alone_ends_the_wait_of_the_others(monkeypatch, error):
+    sent = []
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(runtime, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda answer, src: sent.append(list(answer)))
+    monkeypatch.setattr(runtime, "rank", lambda: 0)
+    with pytest.raises(type(error)):
+        runtime.on_first_rank(fail, otherwise=storage.StorageError)
+
+    def receive(answer, src):
+        answer[:] = sent[0]
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", receive)
+    monkeypatch.setattr(runtime, "rank", lambda: 1)
+    with pytest.raises(storage.StorageError, match=re.escape(str(error) or type(error).__name__)):
+        runtime.on_first_rank(fail, otherwise=storage.StorageError)
