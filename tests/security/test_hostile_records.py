@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hacl.data import json_text, webdataset
+from hacl.data import json_text, parquet_limits, webdataset
 from hacl.data.parquet import OTHER
 from hacl.data.records import RecordError, iter_raw, iter_records, parse_record, read_records, write_records
 from hacl.data.sources import open_source
@@ -312,6 +312,18 @@ def test_a_table_of_long_texts_and_lists_within_the_limits_reads_as_it_was_writt
     columns["objects"] = pa.array(columns["objects"], pa.map_(pa.string(), pa.int64()))
     source = table(tmp_path / "x.parquet", columns)
     assert all(row == expected for (_, row), expected in zip(source.rows(), rows, strict=True))
+
+
+def test_rows_that_are_part_of_a_longer_table_are_measured_by_themselves(tmp_path, monkeypatch):
+    import pyarrow as pa
+
+    monkeypatch.setattr(parquet_limits, "VALUES", 50)
+    columns = {"objects": pa.array([[("dog", n)] for n in range(100)], pa.map_(pa.string(), pa.int64()))}
+    columns |= {"captions": [["a", "b"]] * 100, "hallucinated": [[{"text": "c"}]] * 100}
+    rows = pa.record_batch(columns)
+    parquet_limits.check_batch(tmp_path, rows.slice(95), 95)
+    with pytest.raises(RecordError, match="rows 92 to 99 together hold 72 values"):
+        parquet_limits.check_batch(tmp_path, rows.slice(92), 92)
 
 
 # Shards

@@ -144,9 +144,10 @@ def test_a_changed_image_is_computed_again(run, tmp_path):
     )
 
 
-def test_a_request_to_stop_ends_caching_after_a_shard(run, monkeypatch, tmp_path):
+@pytest.mark.parametrize("off", ["train.cache_text_states=false", "train.cache_vision_features=false"])
+def test_a_request_to_stop_ends_caching_after_a_shard(run, monkeypatch, tmp_path, off):
     """Where signals are only noted, as in each of several ranks."""
-    config, inputs, model = run(f"train.output_dir={tmp_path / 'out'}")
+    config, inputs, model = run(f"train.output_dir={tmp_path / 'out'}", off)
     stop = StopRequest()
     stop.received = "SIGTERM"
     with pytest.raises(Stopped, match="SIGTERM after step 0"):
