@@ -82,9 +82,11 @@ class WrittenBuffers:
         self._kept = [(buffer, buffer.clone()) for module in training for buffer in module.buffers(recurse=False)]
 
     @torch.no_grad()
-    def restore(self) -> None:
+    def restore(self, where: Tensor | None = None) -> None:
+        """Write the copies back; not where a boolean 0-d tensor is given and false. A backward pass may follow: in
+        training mode it takes the statistics of its batch, not these buffers."""
         for buffer, value in self._kept:
-            buffer.copy_(value)
+            buffer.data.copy_(value if where is None else torch.where(where, value, buffer))
 
 
 class RandomState:

@@ -10,7 +10,6 @@ D hidden size, P contrastive size, V vocabulary, Nl label tokens, S labelled seq
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +37,7 @@ from hacl.training.contrastive_step import (
     inner_product,
     make_queue,
 )
+from hacl.training.grad_cache import WrittenBuffers
 from hacl.training.label_loss import label_losses, liger_sum
 
 
@@ -206,8 +206,7 @@ class HaclModel(PreTrainedModel):
         if "image_features" in batch:
             features_INDv = batch["image_features"]
         else:
-            with torch.no_grad() if is_frozen(adapter.vision_tower) else contextlib.nullcontext():
-                features_INDv = adapter.vision_features(batch["pixel_values"])
+            features_INDv = self._vision_features(batch["pixel_values"], is_blank=(source_RT < 0).all())
         projected_IND = adapter.project(features_INDv)
         if projected_IND.shape[1] != len(batch["image_tokens"]):
             raise ValueError(
@@ -222,6 +221,16 @@ class HaclModel(PreTrainedModel):
         implementation = adapter.decoder.config._attn_implementation
         attention = packed_attention(implementation, batch["segment_ids"], batch.get("subtree_end"), embeds_RTD.dtype)
         return adapter.decode(embeds_RTD, attention, batch["position_ids"], self.objective.layer)
+
+    def _vision_features(self, pixel_values: Tensor, *, is_blank: Tensor) -> Tensor:
+        """As the adapter's. is_blank: whether no token reads them, 0-d; a blank image moves no running statistics."""
+        if is_frozen(self.adapter.vision_tower):
+            with torch.no_grad():
+                return self.adapter.vision_features(pixel_values)
+        buffers = WrittenBuffers(self.adapter.vision_tower)
+        features_INDv = self.adapter.vision_features(pixel_values)
+        buffers.restore(where=is_blank)
+        return features_INDv
 
     def read(self, states_RTD: Tensor, batch: dict[str, Tensor]) -> Representations:
         """Pooled image, caption and hallucinated-caption states; constant text is detached or comes from the batch."""

@@ -114,15 +114,20 @@ class BatchNormOfChannels(nn.Module):
         return self.norm(states_BND.flatten(0, 1)).view_as(states_BND)
 
 
-@pytest.mark.parametrize("momentum", [0.1, None], ids=["moving", "cumulative"])
-def test_batch_norm_of_a_tower_that_trains_counts_every_sample_once(tiny_llava, tmp_path, momentum):
-    model, batches, _ = case(tiny_llava, tmp_path)
+def put_batch_norm_into(model):
     tower = model.adapter.vision_tower
     name = next(name for name, part in tower.named_modules() if name.endswith("pre_layrnorm"))
     parent = tower.get_submodule(name.rpartition(".")[0])
     norm = BatchNormOfChannels(32).double()
-    norm.norm.momentum = momentum
     setattr(parent, name.rpartition(".")[2], norm)
+    return norm
+
+
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["moving", "cumulative"])
+def test_batch_norm_of_a_tower_that_trains_counts_every_sample_once(tiny_llava, tmp_path, momentum):
+    model, batches, _ = case(tiny_llava, tmp_path)
+    norm = put_batch_norm_into(model)
+    norm.norm.momentum = momentum
     other = copy.deepcopy(model)
     expected = uncut_step(other, batches)
     assert_same(window_step(model, batches, cached=True), expected)
@@ -132,6 +137,22 @@ def test_batch_norm_of_a_tower_that_trains_counts_every_sample_once(tiny_llava, 
     before = {key: value.clone() for key, value in model.named_buffers()}
     Window(model, batches).open(lambda batch: batch)
     assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+
+
+def test_a_blank_image_moves_no_running_statistics(tiny_llava, tmp_path):
+    """A batch without images runs the tower of every rank on a blank one, of which nothing is learnt."""
+    model, batches, _ = case(tiny_llava, tmp_path)
+    norm = put_batch_norm_into(model).norm
+    model.train()
+    model(**batches[0]).loss.backward()
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    blank = PackedCollator(encoder_of(tiny_llava), model.objective)([])
+    blank["pixel_values"] = blank["pixel_values"].double()
+    model(**blank).loss.backward()
+    assert norm.training and norm.weight.grad is not None
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
+    model(**batches[0])
+    assert not any(torch.equal(value, before[name]) for name, value in norm.named_buffers())
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
