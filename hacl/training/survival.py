@@ -44,6 +44,7 @@ class SurvivingTrainer(Trainer):
         self._iterator: object = None
         self._saved_step = -1
         self._before_step: dict[str, Any] = {}
+        self._loss_before = torch.zeros(())
 
     # What a subclass adds
 
@@ -99,7 +100,8 @@ class SurvivingTrainer(Trainer):
         step = self.state.global_step + 1
         self.watchdog.beat("forward and backward", step=step, records=[name for ids in records for name in ids])
         self.guard.begin(records, step=step)
-        self._before_step = self.keep_state() if self.config.train.on_nonfinite == "skip" else {}
+        if self.config.train.on_nonfinite == "skip":
+            self._before_step, self._loss_before = self.keep_state(), self._tr_loss.clone()
 
     def note_loss(self, loss: Tensor) -> None:
         """The loss of a micro-batch, before its backward. DeepSpeed updates within the backward of the last one, so
@@ -128,6 +130,8 @@ class SurvivingTrainer(Trainer):
         if not self.guard.is_skipping:
             return norm
         self.bring_back(self._before_step)
+        self._tr_loss = self._loss_before
+        self._globalstep_last_logged += 1  # Trainer divides the sum of losses by the steps since then
         return 0.0
 
     def _check_engine(self, norm: Tensor | float | None) -> None:

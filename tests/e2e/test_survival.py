@@ -170,6 +170,25 @@ def test_after_the_allowed_number_of_skips_the_run_stops(command, monkeypatch, c
     assert {path.name for path in command.run.glob("nonfinite-*")} == {f"nonfinite-{step}.json" for step in (1, 2, 3)}
 
 
+def test_the_losses_of_a_skipped_step_enter_no_mean(command, seen, monkeypatch):
+    """Of the two micro-batches of step 2, the second has no finite loss."""
+    compose, parts_of_step = trainer.compose, []
+
+    def composed(*parts):
+        parts_of_step.append(seen["trainer"].state.global_step)
+        return compose(*parts) * (float("nan") if parts_of_step[-2:] == [1, 1] else 1.0)
+
+    monkeypatch.setattr(trainer, "compose", composed)
+    logged = []
+    for every in (1, 3):
+        parts_of_step.clear()
+        run = command.run.with_name(f"every-{every}")
+        how = [*WINDOW, "train.on_nonfinite=skip", "train.max_steps=3", f"train.output_dir={run}"]
+        assert command(*how, f"log.steps={every}") == 0
+        logged.append(losses(run))
+    assert list(logged[0]) == [1, 3] and logged[1] == logged[0]
+
+
 def test_a_log_that_cannot_be_written_is_named_and_ends_no_run(command, monkeypatch, capsys):
     original = Path.open
 
