@@ -77,6 +77,10 @@ def test_the_best_checkpoint_is_found_where_the_run_folder_has_moved_to(judged):
     moved = judged.run.rename(judged.run.with_name("moved"))
     assert judged(f"train.output_dir={moved}", "train.eval_steps=2", by_step={4: 3.0}) == 0
     assert json.loads((moved / "result.json").read_text())["checkpoint"] == "checkpoint-2"
+    (moved / "result.json").unlink()
+    again = moved.rename(moved.with_name("again"))
+    assert judged(f"train.output_dir={again}", "train.eval_steps=2", by_step={4: 3.0}) == 0
+    assert json.loads((again / "result.json").read_text())["checkpoint"] == "checkpoint-2"
 
 
 def test_an_explicit_checkpoint_begins_a_branch_that_every_later_start_goes_on_with(command, capsys):
