@@ -27,14 +27,23 @@ def held(folder: Path) -> Iterator[None]:
     """Hold the run folder (collective; the first rank locks `<folder>/.lock`). Raises UsedFolderError on all ranks.
 
     A POSIX record lock: the kernel releases it however the process ends, and loader workers do not inherit it, which
-    may outlive a killed rank by some seconds. A file system without locks is named in a warning.
+    may outlive a killed rank by some seconds. A file system without locks is named in a warning. A folder in which
+    nothing was written by the end goes again: a run that was refused leaves nothing behind.
     """
     descriptor = runtime.on_first_rank(lambda: _lock(folder), otherwise=UsedFolderError)
     try:
         yield
     finally:
         if runtime.rank() == 0:
+            _remove_if_unused(folder)
             os.close(descriptor)  # which releases it
+
+
+def _remove_if_unused(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def _lock(folder: Path) -> int:
