@@ -39,4 +39,4 @@ def test_diagnostics_of_repeated_steps_are_written_once(command):
 def test_records_without_hallucinated_captions_are_refused_before_training(command, capsys, records, tmp_path):
     path = edited(records, tmp_path, lambda lines: [line.pop("hallucinated", None) for line in lines])
     said = refuses(command, capsys, "log.diagnostic_steps=1", "model.preset=stage2", f"data.path={path}")
-    assert "log.diagnostic_steps" in said and not (command.run / "config.yaml").exists()
+    assert "log.diagnostic_steps" in said and not command.run.exists()
