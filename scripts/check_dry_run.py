@@ -32,14 +32,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def predict(config, inputs) -> tuple[float, float]:
     """(peak bytes, least TFLOP of a step)."""
-    from hacl.training import dryrun, memory, outline
+    from hacl.training import dryrun
 
     prediction = dryrun.predict(config, inputs)
-    batch = next(dryrun.micro_batches(config, inputs, outline.outline(config)))
-    step = memory.step_memory(config, batch, outline.image_shape(inputs.processor))
-    states = prediction.memory[None, 1] * memory.GIB
-    contrast = memory.contrast_bytes(config, prediction.feature_size, ranks=1)
-    total = memory.total_bytes(config, states, prediction.trained, step, stage=None, ranks=1, contrast=contrast)
+    total = dryrun.peak_bytes(config, prediction, dryrun.first_step(config, inputs), stage=None, ranks=1)
     return total, prediction.minimal_tflops * config.train.chunks_per_step
 
 

@@ -171,6 +171,21 @@ def hours(
     return samples / prediction.batch["samples"] * prediction.minimal_tflops / (tflops * mfu) / 3600
 
 
+def first_step(config: Config, inputs: run.Inputs) -> memory.StepMemory:
+    """Memory of the first micro-batch of the data."""
+    first = next(micro_batches(config, inputs, outline.outline(config)))
+    return memory.step_memory(config, first, outline.image_shape(inputs.processor))
+
+
+def peak_bytes(
+    config: Config, prediction: Prediction, step: memory.StepMemory, *, stage: int | None, ranks: int
+) -> float:
+    """Peak of a rank under a ZeRO stage, beside the queue: states, activations and the contrastive loss."""
+    contrast = memory.contrast_bytes(config, prediction.feature_size, ranks)
+    states = prediction.memory[stage, ranks] * GIB
+    return memory.total_bytes(config, states, prediction.trained, step, stage=stage, ranks=ranks, contrast=contrast)
+
+
 def describe(config: Config, prediction: Prediction, step: memory.StepMemory, records: int | None) -> str:
     """The prediction as text. records: of an epoch, None where a stream does not say."""
     lines = ["module        parameters        trained"]
@@ -194,20 +209,7 @@ def describe(config: Config, prediction: Prediction, step: memory.StepMemory, re
         row = _row(_name(stage), (f"{prediction.memory[stage, r]:>9.2f}" for r in RANKS))
         lines.append(row + (" <- configured" if stage == chosen else ""))
     contrast = [memory.contrast_bytes(config, prediction.feature_size, r) for r in RANKS]
-    totals = (
-        memory.total_bytes(
-            config,
-            prediction.memory[chosen, r] * GIB,
-            prediction.trained,
-            step,
-            stage=chosen,
-            ranks=r,
-            contrast=bytes_of_loss,
-        )
-        / GIB
-        + prediction.queue
-        for r, bytes_of_loss in zip(RANKS, contrast, strict=True)
-    )
+    totals = (peak_bytes(config, prediction, step, stage=chosen, ranks=r) / GIB + prediction.queue for r in RANKS)
     if prediction.feature_size:
         lines.append(_row("loss", (f"{each / GIB:>9.2f}" for each in contrast)) + " contrastive, at most")
     lines.append(_row("in all", (f"{total:>9.2f}" for total in totals)) + f" with {_name(chosen)}")
@@ -261,9 +263,9 @@ def dry_run(config: Config) -> Prediction:
     outline.read_model_config(config.model)
     inputs = run.read_inputs(config)
     prediction = predict(config, inputs)
-    first = next(micro_batches(config, inputs, outline.outline(config)))
-    step = memory.step_memory(config, first, outline.image_shape(inputs.processor))
-    print(describe(config, prediction, step, len(inputs.records) if inputs.source is None else None))
+    print(
+        describe(config, prediction, first_step(config, inputs), len(inputs.records) if inputs.source is None else None)
+    )
     if prediction.total > SMALL:
         print(f"{prediction.total:,} parameters: weights were not loaded, no batch was run")
         return prediction

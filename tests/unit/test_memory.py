@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration
 
 from hacl.config import Config, load_config
 from hacl.losses import contrastive
-from hacl.training import dryrun, label_loss, memory, outline, run
+from hacl.training import dryrun, label_loss, memory, run
 from hacl.training.groups import parameter_groups
 from hacl.training.live_memory import LiveBytes
 from tests.reference.contrastive_batch import random_batch, with_gradients
@@ -35,12 +35,8 @@ def prepare(place, *how):
 def predicted(config, inputs):
     """(peak bytes of a step, activations)."""
     prediction = dryrun.predict(config, inputs)
-    batch = next(dryrun.micro_batches(config, inputs, outline.outline(config)))
-    step = memory.step_memory(config, batch, outline.image_shape(inputs.processor))
-    states = prediction.memory[None, 1] * memory.GIB
-    contrast = memory.contrast_bytes(config, prediction.feature_size, ranks=1)
-    total = memory.total_bytes(config, states, prediction.trained, step, stage=None, ranks=1, contrast=contrast)
-    return total, step.activations
+    step = dryrun.first_step(config, inputs)
+    return dryrun.peak_bytes(config, prediction, step, stage=None, ranks=1), step.activations
 
 
 def size(tensors):
