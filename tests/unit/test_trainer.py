@@ -1,5 +1,6 @@
 """Promises of batch planning, parameter groups, loss normalisation and metrics."""
 
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,20 +97,41 @@ def test_nothing_to_train_is_an_error():
         parameter_groups(model, LearningRates(), 0.0)
 
 
+def loading_trainer(dataset, workers=0):
+    """A trainer as far as its loader goes."""
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.config = Config()
+    trainer.args = SimpleNamespace(
+        world_size=1, process_index=0, dataloader_num_workers=workers, dataloader_pin_memory=False
+    )
+    trainer.train_dataset, trainer.data_collator = dataset, lambda samples: samples
+    trainer.lengths = trainer.is_text_only = None
+    return trainer
+
+
 @pytest.mark.parametrize("setting, same", [("train", True), ("data", False)])
 def test_the_order_of_samples_depends_on_the_data_seed_alone(setting, same):
     def order(seed):
-        trainer = HaclTrainer.__new__(HaclTrainer)
-        trainer.config = Config()
+        trainer = loading_trainer(list(range(64)))
         getattr(trainer.config, setting).seed = seed
-        trainer.args = SimpleNamespace(
-            world_size=1, process_index=0, dataloader_num_workers=0, dataloader_pin_memory=False
-        )
-        trainer.train_dataset, trainer.data_collator = list(range(64)), lambda samples: samples
-        trainer.lengths = trainer.is_text_only = None
         return list(trainer.get_train_dataloader())
 
     assert (order(0) == order(1)) == same
+
+
+class Handlers:
+    """Samples that say whether the worker that reads them ignores the signals of a scheduler."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGTERM, signal.SIGUSR1)]
+
+
+def test_workers_leave_signals_to_the_process_that_trains():
+    batch = next(iter(loading_trainer(Handlers(), workers=1).get_train_dataloader()))
+    assert "True, True" in str(batch) and "False" not in str(batch)
 
 
 def test_a_changed_conversation_image_id_or_type_is_other_data():
