@@ -136,8 +136,8 @@ def prune(run: Path | str, keep: int | None, *, newest: Path, best: str | Path |
         return
     complete = [folder for _, folder in checkpoints(run) if (folder / MANIFEST).is_file()]
     held = {newest.name} | ({Path(best).name} if best is not None else set())
-    excess = len(complete) - max(keep, len(held))
-    for folder in [folder for folder in complete if folder.name not in held][: max(excess, 0)]:
+    excess = max(len(complete) - keep, 0)
+    for folder in [folder for folder in complete if folder.name not in held][:excess]:
         gone = folder.with_name(PRUNED + folder.name)
         try:
             os.replace(folder, gone)
