@@ -48,6 +48,7 @@ def _remove_if_unused(folder: Path) -> None:
 
 def _lock(folder: Path) -> int:
     with storage.storage_errors(folder, LOCK):
+        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
