@@ -334,6 +334,14 @@ RULES: list[Rule] = [
         "train.deepspeed must be a stage 0-3, a JSON file or null",
     ),
     (
+        lambda c: (
+            c.train.reduce_once
+            and (c.train.deepspeed in (None, 0, 1) or c.train.chunks_per_step == 1 or c.train.offload_optimizer)
+        ),
+        "train.reduce_once keeps the gradients of several micro-batches whole: it needs train.deepspeed 2 or 3 or a "
+        "JSON file, train.gradient_accumulation_steps > 1 or train.grad_cache_chunk, and train.offload_optimizer=false",
+    ),
+    (
         lambda c: c.train.offload_optimizer and isinstance(c.train.deepspeed, str),
         "train.offload_optimizer is not applied to a DeepSpeed JSON file; write offload_optimizer there, or give "
         "train.deepspeed as a stage",

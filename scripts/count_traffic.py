@@ -24,6 +24,7 @@ LORA = [
     "objective.num_hallucinated=1",
 ]
 LORA += ["model.learning_rate.heads=1e-3", "data.template=plain"]
+ONCE = ["train.reduce_once=true"]
 # name, settings, ZeRO stage, chunks, GradCache, decoder calls
 CASES = [
     *[("all weights train", ALL, stage, 1, False, 1) for stage in (0, 1, 2, 3)],
@@ -32,6 +33,8 @@ CASES = [
     *[("all weights train", ALL, stage, 4, True, 1) for stage in (1, 2)],
     *[("projector and heads train", PROJECTOR, 3, chunks, chunks > 1, 1) for chunks in (1, 4)],
     *[("LoRA trains", LORA, 3, chunks, chunks > 1, 1) for chunks in (1, 4)],
+    *[("all, reduced once", ALL + ONCE, 3, chunks, True, 1) for chunks in (2, 3, 4)],
+    *[("all, reduced once", ALL + ONCE, stage, 4, False, 1) for stage in (2, 3)],
     ("all weights train", ALL, 3, 1, False, 4),
 ]
 

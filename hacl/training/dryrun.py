@@ -76,7 +76,13 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
     total, trained = (sum(counts[i] for counts in parameters.values()) for i in (0, 1))
     states = {
         (stage, ranks): memory.state_bytes(
-            total, trained, stage=stage, ranks=ranks, bf16=config.train.bf16, frozen_bytes=frozen_bytes
+            total,
+            trained,
+            stage=stage,
+            ranks=ranks,
+            bf16=config.train.bf16,
+            frozen_bytes=frozen_bytes,
+            whole_gradients=config.train.reduce_once,
         )
         / GIB
         for stage in STAGES

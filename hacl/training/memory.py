@@ -43,13 +43,23 @@ class StepMemory:
     with_gradients: float
 
 
-def state_bytes(total: int, trained: int, *, stage: int | None, ranks: int, bf16: bool, frozen_bytes: float) -> float:
+def state_bytes(
+    total: int,
+    trained: int,
+    *,
+    stage: int | None,
+    ranks: int,
+    bf16: bool,
+    frozen_bytes: float,
+    whole_gradients: bool = False,
+) -> float:
     """Bytes per rank of weights, gradients and Adam state.
 
     Under DeepSpeed bf16: 2 bytes of weight each, and per trained weight 2 of gradient and 12 of fp32 master and moments
     (Rajbhandari et al., 2020, section 3.1); stage 1 divides the 12 by the ranks, stage 2 also the gradient, stage 3
     also the weights. Without DeepSpeed trained weights are fp32: 4 + 4 + 8, and with several ranks 4 more, because DDP
-    keeps gradients a second time in its buckets. frozen_bytes: per frozen weight.
+    keeps gradients a second time in its buckets. frozen_bytes: per frozen weight. whole_gradients: from stage 2 on each
+    rank has its share of the gradients and all of them (`train.reduce_once`).
     """
     frozen = total - trained
     if stage is None:
@@ -57,6 +67,8 @@ def state_bytes(total: int, trained: int, *, stage: int | None, ranks: int, bf16
     width = 2 if bf16 else 4
     optimizer = trained * (12 if bf16 else 8) / (ranks if stage >= 1 else 1)
     gradients = trained * width / (ranks if stage >= 2 else 1)
+    if whole_gradients and stage >= 2:
+        gradients += trained * width
     weights = (frozen * min(width, frozen_bytes) + trained * width) / (ranks if stage == 3 else 1)
     return weights + gradients + optimizer
 

@@ -26,6 +26,7 @@ from hacl.training.grad_cache import Window, WrittenBuffers
 from hacl.training.groups import parameter_groups
 from hacl.training.metrics import ReportMeter, Throughput, Utilisation, ratios
 from hacl.training.objective import compose
+from hacl.training.reduce_once import reduce_once
 from hacl.training.skipped import SkippedSamples
 from hacl.training.stopping import Stopped, end_workers, shield_worker
 from hacl.training.survival import SurvivingTrainer
@@ -241,9 +242,18 @@ class HaclTrainer(SurvivingTrainer):
             state["buffers"].restore()
         self._meter = state["meter"]
 
+    def running_sums(self) -> dict:
+        return super().running_sums() | {"terms": self._meter.state()}
+
+    def bring_back_sums(self, sums: dict) -> None:
+        super().bring_back_sums(sums)
+        self._meter.load(sums["terms"], self.args.device)
+
     def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):
         """As SurvivingTrainer; the clock of the first log line starts after it."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.config.train.reduce_once:
+            reduce_once(self.accelerator)
         self._throughput.clear()
         return prepared
 

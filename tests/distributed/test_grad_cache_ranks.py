@@ -134,6 +134,7 @@ def test_zero_1_2_and_3_in_chunks_have_the_trajectory_of_one_process_and_of_ddp(
     lora = (*how, "model.lora.rank=4", "model.lora.dropout=0.2", "train.gradient_accumulation_steps=1")
     cut = ("train.per_device_batch_size=4", "train.grad_cache=true", "train.grad_cache_chunk=3")
     runs = {f"zero-{stage}": (*plain, *cut, f"train.deepspeed={stage}") for stage in (1, 2, 3)}
+    runs |= {f"once-{stage}": (*runs[f"zero-{stage}"], "train.reduce_once=true") for stage in (2, 3)}
     runs |= {"lora": (*lora, *cut)}
     runs |= {f"lora-{stage}": (*lora, *cut, f"train.deepspeed={stage}") for stage in (1, 2, 3)}
     asked = json.dumps([[f"train.output_dir={tmp_path / name}", *more] for name, more in runs.items()])

@@ -13,11 +13,13 @@ pytestmark = pytest.mark.slow
 SIZE = Size(layers=2, width=512, vision_layers=2, vision_width=64, pixels=28, vocabulary=512)
 ALL_TRAIN = ("model.preset=stage1-llm", "model.learning_rate.vision=1e-3")
 CACHED = ("train.grad_cache=true",)
+ONCE = ("train.reduce_once=true",)
 # name: (ZeRO stage, chunks per step, decoder calls, settings), expected (gathered, scattered, all-reduced)
 CASES = {
     "one packed call": ((3, 1, 1, ALL_TRAIN), (2, 1, 0)),
     "three chunks": ((3, 3, 1, ALL_TRAIN + CACHED), (9, 3, 0)),
     "three chunks, frozen decoder": ((3, 3, 1, ("model.preset=stage1", *CACHED)), (9, 3 * 0.0576, 0)),
+    "three chunks, reduced once": ((3, 3, 1, ALL_TRAIN + CACHED + ONCE), (9, 1, 0)),
     "ZeRO-2, two chunks": ((2, 2, 1, ALL_TRAIN + CACHED), (1, 0, 2)),
     "four calls": ((3, 1, 4, ALL_TRAIN), None),
 }
@@ -46,7 +48,7 @@ def count_cases(rank, model, records, folder):
     return counts
 
 
-def test_a_zero_3_step_exchanges_three_model_sizes_and_with_grad_cache_four_per_chunk(tmp_path):
+def test_a_zero_3_step_exchanges_three_model_sizes_and_with_grad_cache_four_per_chunk_or_three_and_one(tmp_path):
     records = write_tiny_records(tmp_path / "records", 24)
     write_random_llava(tmp_path / "model", SIZE, records.read_text().splitlines())
     first, second = run_ranks(count_cases, 2, tmp_path / "model", records, tmp_path, timeout=400)

@@ -87,6 +87,8 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
         (["train.best_metric=eval_loss"], "needs data.eval_path"),
         (["objective.temperature=2.0"], "temperature"),
         (["train.offload_optimizer=true"], "needs train.deepspeed"),
+        (["train.reduce_once=true", "train.gradient_accumulation_steps=2"], "needs train.deepspeed 2 or 3"),
+        (["train.reduce_once=true", "train.deepspeed=3"], "train.gradient_accumulation_steps > 1"),
         (["train.offload_optimizer=true", "train.deepspeed=plan.json"], "not applied to a DeepSpeed JSON"),
         (["objective.contrastive_weight=0", "objective.text_margin_weight=1"], "objective.text_margin_weight"),
         (["objective.contrastive_weight=0", "objective.t2i_hard_weight=1"], "objective.t2i_hard_weight"),

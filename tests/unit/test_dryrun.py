@@ -131,12 +131,13 @@ def test_the_hardware_that_hours_assume_is_printed(monkeypatch):
 
 
 def test_states_divide_by_ranks_as_the_stages_say_and_ddp_keeps_gradients_twice():
-    def states(stage, ranks):
-        return state_bytes(300, 100, stage=stage, ranks=ranks, bf16=True, frozen_bytes=2)
+    def states(stage, ranks, **how):
+        return state_bytes(300, 100, stage=stage, ranks=ranks, bf16=True, frozen_bytes=2, **how)
 
     assert states(None, 1) == 200 * 2 + 100 * 16 and states(None, 4) == 200 * 2 + 100 * 20
     assert states(0, 4) == 600 + 200 + 1200
     assert states(1, 4) == 600 + 200 + 300 and states(2, 4) == 600 + 50 + 300 and states(3, 4) == 150 + 50 + 300
+    assert states(3, 4, whole_gradients=True) == 150 + 50 + 200 + 300, "kept whole until the end of a step"
 
 
 def test_gradients_take_the_place_of_activations_only_where_every_step_makes_them_anew():
