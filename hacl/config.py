@@ -148,7 +148,7 @@ class TrainConfig:
     deepspeed: int | str | None = setting(None, "ZeRO stage 0-3, path of a DeepSpeed JSON file, or null for none")
     reduce_once: bool = setting(
         False,
-        "ZeRO-2 and 3: reduce gradients once a step, not once a micro-batch; each rank holds them whole until then",
+        "ZeRO-2 and 3: reduce gradients once a step, not per micro-batch; each rank holds them whole until then",
     )
     offload_optimizer: bool = setting(False, "ZeRO 1-3: keep optimizer state in CPU memory")
     bf16: bool = setting(False, "bf16 forward and backward, fp32 master weights")
