@@ -29,9 +29,17 @@ class ReportMeter:
             known = self._totals.get(name)
             self._totals[name] = pair if known is None else known + pair
 
+    def state(self) -> dict[str, list[float]]:
+        """What `load` goes on from: name -> [sum, count] of this rank."""
+        return {name: pair.tolist() for name, pair in self._totals.items()}
+
+    def load(self, state: dict[str, list[float]], device: torch.device) -> None:
+        """Go on from what `state` returned."""
+        self._totals = {name: torch.tensor(pair, dtype=torch.float64, device=device) for name, pair in state.items()}
+
     def reduce(self) -> dict[str, tuple[float, float]]:
         """Collective over ranks. Returns name -> (sum, count) and clears; a name only some ranks have is allowed."""
-        local = {name: pair.tolist() for name, pair in self._totals.items()}
+        local = self.state()
         self._totals = {}
         merged: dict[str, tuple[float, float]] = {}
         for part in _everywhere(local):

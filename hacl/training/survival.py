@@ -1,33 +1,28 @@
 """A Trainer that loses nothing it could keep: complete checkpoints or none, polite stops, no non-finite update.
 
-It knows nothing of the loss. What it takes from Trainer is the loop; saving goes through
-:mod:`~hacl.training.checkpoint_store`, requests to stop through :mod:`~hacl.training.stopping`, the check of a step
-through :mod:`~hacl.training.nonfinite`, and heartbeats through :mod:`~hacl.training.watchdog`.
+It knows nothing of the loss. What it takes from Trainer is the loop; saving is that of :mod:`~hacl.training.saving`,
+requests to stop go through :mod:`~hacl.training.stopping`, the check of a step through
+:mod:`~hacl.training.nonfinite`, and heartbeats through :mod:`~hacl.training.watchdog`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerCallback
 
 from hacl.config import Config
-from hacl.training import checkpoint_store, manifest, resume, runtime, storage, weights
+from hacl.training import resume, running_sums, runtime
 from hacl.training.nonfinite import NonFiniteGuard, gradients_are_finite
+from hacl.training.saving import SavingTrainer
 from hacl.training.stopping import Stopped, StopRequest, end_workers
 from hacl.training.watchdog import Watchdog
 
-logger = logging.getLogger(__name__)
 
-
-class SurvivingTrainer(Trainer):
+class SurvivingTrainer(SavingTrainer):
     """base and data: fingerprints of base checkpoint and records, for the manifests; `stop` may be set from outside."""
 
     stop = StopRequest()
@@ -36,21 +31,18 @@ class SurvivingTrainer(Trainer):
     is_finished = False  # resumed only to validate and report: no step is left
 
     def __init__(self, *, config: Config, base: str = "", data: str = "", **kwargs: Any):
-        super().__init__(**kwargs)
-        self.config, self.base, self.data = config, base, data
-        train = config.train
+        super().__init__(config=config, base=base, data=data, **kwargs)
+        train = self.config.train
         self.guard = NonFiniteGuard(train.on_nonfinite, train.max_nonfinite_skips, train.output_dir)
         self.watchdog = Watchdog(60 * train.timeout_minutes, rank=self.args.process_index, ranks=self.args.world_size)
         self._iterator: object = None
-        self._saved_step = -1
         self._before_step: dict[str, Any] = {}
         self._loss_before = torch.zeros(())
+        self._sums: dict[str, Any] = {}  # of the checkpoint that is resumed
+        self._logged: float | None = None  # Trainer's sum as of the last log line, once it has added the rest
+        self.add_callback(_BringBackSums(self))
 
     # What a subclass adds
-
-    def paused(self) -> contextlib.AbstractContextManager:
-        """Context whose time counts as no training."""
-        return contextlib.nullcontext()
 
     def keep_state(self) -> dict[str, Any]:
         """What a skipped step must not have changed, beyond weights and optimizer; see `bring_back`."""
@@ -158,133 +150,6 @@ class SurvivingTrainer(Trainer):
             plain = plain.optimizer
         plain.register_step_pre_hook(check)
 
-    # Saving
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what trains, the processor and the backbone's config. Every rank calls this."""
-        folder = Path(output_dir or self.args.output_dir)
-        weights.save_weights(self.model, folder, write=self.args.should_save)
-        if self.args.should_save:
-            self.model.adapter.model.config.save_pretrained(folder)
-            if self.processor is not None:
-                self.processor.save_pretrained(folder)
-
-    def checkpoint_bytes(self) -> int:
-        """About what one checkpoint of this run takes on disk."""
-        return weights.checkpoint_bytes(self.model, deepspeed=self.is_deepspeed_enabled)
-
-    def save_now(self) -> None:
-        """Write a checkpoint of the current step unless this process has one of it already. Every rank calls this."""
-        if self._saved_step != self.state.global_step:
-            self._save_checkpoint(self.model_wrapped, None)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """All of a checkpoint, or nothing and StorageError on every rank; then older ones are pruned."""
-        with self.paused():
-            step = self.state.global_step
-            self.beat("save")
-            folder = checkpoint_store.temporary_folder(self.args.output_dir, step)
-            try:
-                self._write_parts(folder)
-                self._on_all_ranks(lambda: self._flush(folder))
-                self._on_all_ranks(lambda: self._publish(folder))
-            except storage.StorageError:
-                if self.args.should_save:
-                    checkpoint_store.remove(folder)
-                raise
-            self._saved_step = step
-            self.beat("after saving")
-
-    def _write_parts(self, folder: Path) -> None:
-        self._on_all_ranks(lambda: self._open(folder))
-        self.store_flos()
-        self._on_all_ranks(lambda: self.save_model(str(folder), _internal_call=True))
-        self._on_all_ranks(lambda: self._save_optimizer_and_scheduler(str(folder)))
-        self._on_all_ranks(lambda: self._save_rng_state(str(folder)))
-        if self.args.should_save:
-            self._note_state()
-        self._on_all_ranks(lambda: self._save_state(folder))
-
-    def _open(self, folder: Path) -> None:
-        if self.args.should_save:
-            checkpoint_store.remove(folder)
-            folder.mkdir(parents=True)
-
-    def _note_state(self) -> None:
-        """Bring Trainer's state up to date: its callbacks, and the folder of the best checkpoint."""
-        state = self.state
-        for part in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
-            name = type(part).__name__
-            held = state.stateful_callbacks.get(name)
-            state.stateful_callbacks[name] = [*held, part.state()] if isinstance(held, list) else part.state()
-
-    def _save_state(self, folder: Path) -> None:
-        self._save_scaler(str(folder))
-        state = self.state
-        if state.best_global_step:
-            best = checkpoint_store.checkpoint_folder(self.args.output_dir, state.best_global_step)
-            if state.best_global_step == state.global_step or best.is_dir():
-                state.best_model_checkpoint = str(best)
-        if self.args.should_save:
-            state.save_to_json(str(folder / "trainer_state.json"))
-
-    def _flush(self, folder: Path) -> None:
-        if self.args.local_process_index == 0:
-            checkpoint_store.flush(folder)
-
-    def _publish(self, folder: Path) -> None:
-        if not self.args.should_save:
-            return
-        output, state = Path(self.args.output_dir), self.state
-        ranks = self.args.world_size
-        checkpoint_store.check_ranks(folder, ranks)
-        manifest.write_manifest(
-            folder, self.config, base=self.base, data=self.data, step=state.global_step, ranks=ranks
-        )
-        final = checkpoint_store.checkpoint_folder(output, state.global_step)
-        checkpoint_store.publish(folder, final)
-        keep = self.config.train.save_total_limit
-        checkpoint_store.prune(output, keep, newest=final, best=state.best_model_checkpoint)
-
-    def _on_all_ranks(self, action: Callable[[], None]) -> None:
-        """Do a part of a save on this rank, then hear whether all ranks could. Raises StorageError on all of them."""
-        folder, failure = Path(self.args.output_dir), None
-        what = f"checkpoint-{self.state.global_step}"
-        try:
-            action()
-        except Exception as error:
-            if not storage.is_storage_failure(error):
-                raise
-            failure = storage.explain(error, folder, what, needed=self.checkpoint_bytes())
-        said: list[str | None] = [None if failure is None else str(failure)]
-        if self.args.world_size > 1:
-            said = [None] * self.args.world_size
-            torch.distributed.all_gather_object(said, None if failure is None else str(failure))
-        wrong = [f"rank {rank}: {message}" for rank, message in enumerate(said) if message is not None]
-        if not wrong:
-            return
-        last = manifest.newest_checkpoint(folder)
-        kept = f"{last.name} is the last complete checkpoint" if last else "there is no complete checkpoint yet"
-        text = str(failure) if self.args.world_size == 1 else "; ".join(wrong)
-        raise storage.StorageError(f"{text}; {kept}") from failure
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As Trainer; DeepSpeed leaves out frozen weights, which the base checkpoint holds."""
-        if not self.is_deepspeed_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        with _late_failures(self.model_wrapped) as failures:
-            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True, save_latest=False)
-        if failures:
-            raise failures[0]
-        if self.args.should_save:
-            (Path(output_dir) / "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="utf-8")
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any = None) -> bool:
-        """As Trainer, among the steps that are saved: one without a checkpoint cannot be the best checkpoint."""
-        return self.control.should_save and super()._determine_best_metric(metrics=metrics, trial=trial)
-
     # Resuming
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
@@ -300,10 +165,28 @@ class SurvivingTrainer(Trainer):
             resume.settle_best(self.state, start, self.config)
         return begun
 
+    def running_sums(self) -> dict[str, Any]:
+        """Trainer's sums of losses, of this rank since the last log line and of the run before it."""
+        logged = self._total_loss_scalar if self._logged is None else self._logged
+        return {"loss": float(self._tr_loss), "logged": logged, "last": self._globalstep_last_logged}
+
+    def bring_back_sums(self, sums: dict[str, Any]) -> None:
+        """Go on with what `running_sums` returned when the checkpoint was written."""
+        self._tr_loss += sums["loss"]
+        self._total_loss_scalar, self._globalstep_last_logged = sums["logged"], sums["last"]
+
+    def _finalize_training(self, *arguments: Any) -> Any:
+        """As Trainer, which adds the one sum to the other; a checkpoint that comes after keeps them apart."""
+        self._logged = self._total_loss_scalar
+        return super()._finalize_training(*arguments)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer, without the rates of a process that made no step."""
-        if not (self.is_finished and "train_loss" in logs):
-            super().log(logs, start_time)
+        """As Trainer, without the rates of a process that made no step; `train_loss` is the mean of the whole run."""
+        if self.is_finished and "train_loss" in logs:
+            return
+        if "train_loss" in logs and self._sums:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):
         """As Trainer, but a DeepSpeed checkpoint is read without its (left out) frozen weights."""
@@ -315,47 +198,17 @@ class SurvivingTrainer(Trainer):
                 self._load_deepspeed(resume_from_checkpoint)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
+            self._sums = running_sums.read(resume_from_checkpoint, self.args.process_index)
             self._saved_step = self.state.global_step
         return model, train_dataloader
 
-    def _load_deepspeed(self, folder: str) -> None:
-        loaded, _ = self.model_wrapped.load_checkpoint(folder, load_module_strict=False)
-        if loaded is None:
-            raise manifest.CheckpointError(f"{folder}: DeepSpeed found no state in it")
-        weights.load_queue(self.model, Path(folder))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        weights.load_weights(self.model, Path(resume_from_checkpoint))
+class _BringBackSums(TrainerCallback):
+    """Trainer begins its sums anew just before it calls this."""
 
-    def _load_best_model(self) -> None:
-        self.save_now()  # of the last step, whose weights now go
-        best = self.state.best_model_checkpoint
-        logger.info("loading the best checkpoint %s (%s)", best, self.state.best_metric)
-        if self.is_deepspeed_enabled:
-            self._load_deepspeed(best)
-        else:
-            weights.load_weights(self.model, Path(best))
+    def __init__(self, trainer: SurvivingTrainer):
+        self.trainer = trainer
 
-
-@contextlib.contextmanager
-def _late_failures(engine: Any) -> Iterator[list[Exception]]:
-    """Let a DeepSpeed engine write on after a failed write, so that ranks still meet; yields the list of failures."""
-    failures: list[Exception] = []
-    writer, script = engine.checkpoint_engine.save, engine._copy_recovery_script
-
-    def noting(write: Callable[..., Any]) -> Callable[..., None]:
-        def call(*arguments: Any, **options: Any) -> None:
-            try:
-                write(*arguments, **options)
-            except (OSError, RuntimeError) as error:
-                if not storage.is_storage_failure(error):
-                    raise
-                failures.append(error)
-
-        return call
-
-    engine.checkpoint_engine.save, engine._copy_recovery_script = noting(writer), noting(script)
-    try:
-        yield failures
-    finally:
-        engine.checkpoint_engine.save, engine._copy_recovery_script = writer, script
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._sums:
+            self.trainer.bring_back_sums(self.trainer._sums)
