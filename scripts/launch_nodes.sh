@@ -48,6 +48,10 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # DeepSpeed compiles its kernels once per node, on that node's own disk: a shared home would be written by all at once.
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions_$(id -u)}"
 
+# A store of its own for every start of the processes: the agent's, which is the default, still holds the addresses of
+# those that died, and a new process that reads one before it is replaced is refused.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 command=("$python" -m torch.distributed.run
   --nnodes "$nodes" --nproc-per-node "$per_node" --max-restarts "$restarts"
   --rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id "$id")
@@ -55,7 +59,8 @@ if [ -n "$local_addr" ]; then command+=(--local-addr "$local_addr"); fi
 command+=(train.py "$@")
 
 if [ -n "$dry" ]; then
-  printf 'TORCH_EXTENSIONS_DIR=%q OMP_NUM_THREADS=%q' "$TORCH_EXTENSIONS_DIR" "$OMP_NUM_THREADS"
+  printf 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 TORCH_EXTENSIONS_DIR=%q OMP_NUM_THREADS=%q' \
+    "$TORCH_EXTENSIONS_DIR" "$OMP_NUM_THREADS"
   printf ' %q' "${command[@]}"
   printf '\n'
   exit 0

@@ -43,6 +43,7 @@ def test_a_launcher_passes_its_arguments_on_unchanged():
     named = {"--nnodes": "4", "--nproc-per-node": "8", "--rdzv-endpoint": "n0:1", "--rdzv-id": "j"}
     assert named == {option: command[command.index(option) + 1] for option in named}
     assert any(word.startswith("TORCH_EXTENSIONS_DIR=") for word in words), "a compile cache for each node"
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in words, "no addresses of processes that died"
 
 
 def test_without_a_configuration_or_with_a_misplaced_option_a_launcher_says_so():
@@ -125,6 +126,17 @@ class Nodes:
         """Wait for the end of both, which must be a good one."""
         assert [process.wait(timeout=300) for process in self.processes] == [0, 0], self.said
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Whatever happened, nothing of them is left running."""
+        for process in self.processes:
+            if process.poll() is None:
+                for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    child.kill()
+                process.wait()
+
     def ranks(self, node):
         """The training processes of a node: children of torchrun's agent, which is the launcher's child."""
         return [rank for agent in psutil.Process(self.processes[node].pid).children() for rank in agent.children()]
@@ -138,10 +150,6 @@ def losses(run):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "HACL_NODES" not in os.environ,
-    reason="set HACL_NODES=1: two torchrun agents; gloo at times refuses to connect after torchrun restarts its ranks",
-)
 def test_two_nodes_survive_a_killed_rank_stop_by_a_signal_and_go_on_to_the_losses_of_one_process(tiny_llava, tmp_path):
     records, run = write_tiny_records(tmp_path / "records", **RECORDS), tmp_path / "run"
     (tmp_path / "run.yaml").write_text("{}")
@@ -151,19 +159,19 @@ def test_two_nodes_survive_a_killed_rank_stop_by_a_signal_and_go_on_to_the_losse
     def last():
         return max(losses(run), default=0)
 
-    nodes = Nodes(tmp_path / "first", *how, "train.max_steps=3000")
-    nodes.wait_until(lambda: last() >= 3)
-    (killed,) = nodes.ranks(0)
-    killed.kill()
-    nodes.wait_until(lambda: "resuming" in nodes.said)  # torchrun started both ranks again
-    reached = last()
-    nodes.wait_until(lambda: last() > reached)
-    nodes.processes[1].send_signal(signal.SIGUSR1)
-    nodes.end()
+    with Nodes(tmp_path / "first", *how, "train.max_steps=3000") as nodes:
+        nodes.wait_until(lambda: last() >= 3)
+        (killed,) = nodes.ranks(0)
+        killed.kill()
+        nodes.wait_until(lambda: "resuming" in nodes.said)  # torchrun started both ranks again
+        reached = last()
+        nodes.wait_until(lambda: last() > reached)
+        nodes.processes[1].send_signal(signal.SIGUSR1)
+        nodes.end()
     stopped = last()
     assert f"after step {stopped}, which is saved" in nodes.said
-    nodes = Nodes(tmp_path / "second", *how, f"train.max_steps={stopped + 2}")
-    nodes.end()
+    with Nodes(tmp_path / "second", *how, f"train.max_steps={stopped + 2}") as nodes:
+        nodes.end()
     assert f"resuming {run}/checkpoint-{stopped}" in nodes.said
     one = trajectory(tiny_llava, records, tmp_path / "one", [*cut(12), f"train.max_steps={stopped + 2}"])
     assert list(losses(run)) == list(range(1, stopped + 3))
