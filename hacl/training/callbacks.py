@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from hacl.data.records import Record
+from hacl.models.modes import evaluating
 from hacl.training.stopping import Stopped
 from hacl.training.storage import explain, is_storage_failure
 
@@ -211,12 +212,13 @@ class SampleCaptions(TrainerCallback):
             self.poll("sampling")
         return torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
 
-    @torch.no_grad()
     def generate(self, args) -> list[str]:
         """One greedy caption per fixed image."""
+        with evaluating(self.model):
+            return self._generate(args)
+
+    def _generate(self, args) -> list[str]:
         backbone = self.model.adapter.model
-        was_training = self.model.training
-        self.model.eval()
         pixels = self.processor.image_processor(self.images, return_tensors="pt")["pixel_values"]
         parameter = next(self.model.adapter.vision_tower.parameters())
         ids = torch.tensor([self.prompt_ids] * len(self.images), device=args.device)
@@ -230,5 +232,4 @@ class SampleCaptions(TrainerCallback):
                 stopping_criteria=[self._keep_going],
                 pad_token_id=self.processor.tokenizer.pad_token_id or self.processor.tokenizer.eos_token_id,
             )
-        self.model.train(was_training)
         return self.processor.tokenizer.batch_decode(produced[:, ids.shape[1] :], skip_special_tokens=True)

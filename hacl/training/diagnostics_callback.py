@@ -21,6 +21,7 @@ from hacl.data.dataset import TrainingDataset
 from hacl.data.records import HALLUCINATION_TYPES, Record
 from hacl.data.templates import SequenceEncoder
 from hacl.losses.lm import sequence_log_likelihood, token_losses
+from hacl.models.modes import evaluating
 from hacl.training.callbacks import Log, leaving_to_the_loop
 from hacl.training.objective import HaclModel
 from hacl.training.state_measures import gap_measures, paired_margins
@@ -131,16 +132,12 @@ class StateDiagnostics(TrainerCallback):
                 self.writer.add_scalar(f"diagnostics/{name}", value, state.global_step)
             self.writer.flush()
 
-    @torch.no_grad()
     def measure(self, args) -> dict[str, float]:
         """All measures of the fixed records with the model as it is now."""
-        was_training = self.model.training
-        self.model.eval()
         mixed = args.bf16 and not args.deepspeed
         cast = torch.autocast(args.device.type, dtype=torch.bfloat16) if mixed else contextlib.nullcontext()
-        with cast:
+        with evaluating(self.model), cast:
             found = [self._measured(batch, args.device) for batch in self.batches]
-        self.model.train(was_training)
         whole = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         return summarise(whole)
 

@@ -136,7 +136,7 @@ def micro_batches(config: Config, inputs: run.Inputs, model: outline.Outline) ->
     texts = _ConstantTexts(model.adapter.hidden_size) if cached else None
     multiple = config.train.length_multiple
     collator = PackedCollator(inputs.encoder, config.objective, text_states=texts, pad_to_multiple=multiple)
-    dataset = run.build_dataset(config, inputs, inputs.records[:LENGTHS], pixels=False)
+    dataset = run.build_samples(config, inputs, inputs.records[:LENGTHS], pixels=False)
     size = min(config.train.chunk_size, len(dataset))
     for start in range(0, len(dataset) - size + 1, size):
         yield collator([dataset[i] for i in range(start, start + size)])

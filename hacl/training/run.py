@@ -26,7 +26,6 @@ from hacl.losses.gather import Gather
 from hacl.training import (
     build,
     caches,
-    callbacks,
     checkpoint_store,
     checks,
     kernels,
@@ -36,8 +35,9 @@ from hacl.training import (
     runtime,
     storage,
     streaming,
+    watchers,
 )
-from hacl.training.diagnostics_callback import StateDiagnostics, usable_records
+from hacl.training.diagnostics_callback import usable_records
 from hacl.training.objective import HaclModel
 from hacl.training.outline import utilisation
 from hacl.training.resume import RESULT
@@ -132,30 +132,40 @@ def build_dataset(config: Config, inputs: Inputs, records: list[Record], *, pixe
     )
 
 
+def build_samples(
+    config: Config, inputs: Inputs, records: list[Record], *, pixels: bool
+) -> TrainingDataset | TolerantDataset:
+    """Samples of these records; where data.max_bad_fraction allows bad ones, these are replaced."""
+    dataset = build_dataset(config, inputs, records, pixels=pixels)
+    return TolerantDataset(dataset) if config.data.max_bad_fraction else dataset
+
+
 def build_train_set(
     config: Config, inputs: Inputs, *, pixels: bool
 ) -> TrainingDataset | TolerantDataset | StreamDataset:
-    """The training samples; where data.max_bad_fraction allows bad ones, these are replaced."""
+    """The training samples, as `build_samples` or from a stream."""
     if inputs.source is None:
-        dataset = build_dataset(config, inputs, inputs.records, pixels=pixels)
-        return TolerantDataset(dataset) if config.data.max_bad_fraction else dataset
+        return build_samples(config, inputs, inputs.records, pixels=pixels)
     return streaming.train_set(config, inputs.source, build_dataset(config, inputs, [], pixels=pixels))
 
 
 def build_trainer(config: Config, stop: StopRequest | None = None) -> HaclTrainer:
     """Everything up to the first step. Raises before training for bad settings, records, images and processors, and
-    Stopped where `stop` is asked on any rank while caches are computed."""
+    Stopped where `stop` is asked on any rank: between reading, loading and building, and while caches are computed."""
     runtime.prepare_process(config.train)
     inputs = read_inputs(config)
+    _leave_if_asked(stop)
     measured = utilisation(config, inputs.processor)
     stores = caches.Stores()
     if caches.wanted(config) and runtime.zero_stage(config.train) == 3:
         unsharded = build_model(config, inputs)  # no arguments yet, so nothing shards it
+        _leave_if_asked(stop)
         stores = caches.prepare(config, inputs, unsharded, stop)
         del unsharded
         gc.collect()
     arguments = runtime.training_arguments(config, has_eval=bool(inputs.eval_records))
     model = build_model(config, inputs)
+    _leave_if_asked(stop)
     if caches.wanted(config) and runtime.zero_stage(config.train) != 3:
         stores = caches.prepare(config, inputs, model, stop)
     pixels = stores.features is None
@@ -192,47 +202,15 @@ def build_trainer(config: Config, stop: StopRequest | None = None) -> HaclTraine
         skipped=skipped,
         utilisation=measured,
     )
-    _watch(trainer, config, inputs, model)
+    watchers.add_watchers(trainer, config, inputs, model)
+    _leave_if_asked(stop)
     return trainer
 
 
-def _watch(trainer: HaclTrainer, config: Config, inputs: Inputs, model: HaclModel) -> None:
-    """Add what writes logs, samples and diagnostics."""
-    folder = config.train.output_dir
-    watchers: list = [callbacks.JsonLines(folder), callbacks.Board(folder)]
-    if config.log.sample_steps:
-        pool = [r for r in inputs.eval_records or inputs.records if len(r.images) == 1]
-        watchers.append(
-            callbacks.SampleCaptions(
-                model,
-                inputs.processor,
-                pool[: config.log.sample_count],
-                inputs.image_root,
-                inputs.encoder.caption_sequence("", answer=False).ids,
-                paused=trainer.paused,
-                every=config.log.sample_steps,
-                new_tokens=config.log.sample_max_new_tokens,
-                folder=folder,
-                poll=trainer.poll,
-            )
-        )
-    if config.log.diagnostic_steps:
-        watchers.append(
-            StateDiagnostics(
-                model,
-                inputs.encoder,
-                inputs.eval_records or inputs.records,
-                inputs.image_root,
-                paused=trainer.paused,
-                every=config.log.diagnostic_steps,
-                count=config.log.diagnostic_count,
-                batch_size=config.train.per_device_eval_batch_size,
-                folder=folder,
-                poll=trainer.poll,
-            )
-        )
-    for watcher in watchers:
-        trainer.add_callback(watcher)
+def _leave_if_asked(stop: StopRequest | None) -> None:
+    """Between parts of the start, when there is nothing to save (collective). Raises Stopped on every rank."""
+    if stop is not None and stop.agreed(runtime.local_device()):
+        raise Stopped(stop.received, 0, saved=False)
 
 
 def run(config: Config) -> RunResult:
@@ -262,7 +240,7 @@ def _run(config: Config, output: Path, stop: StopRequest) -> RunResult:
         resume.begin_branch(config, start)
         storage.check_space(output, trainer.checkpoint_bytes())
         runtime.on_first_rank(lambda: _note_start(config, output), otherwise=storage.StorageError)
-        _announce(config, trainer, start)
+        watchers.announce(config, trainer, start)
     stop.at_once = False
     with _saving_what_is_done(trainer):
         return _train(trainer, start)
@@ -335,30 +313,3 @@ def _earlier(output: Path, last: str) -> RunResult | None:
         rest = f"validating and writing {RESULT}, which is missing" if found is None else "nothing left to do"
         print(f"{rest}: {output} is finished at step {step}", flush=True)
     return found and RunResult(output / found["checkpoint"], step, found.get("metrics", {}))
-
-
-def _announce(config: Config, trainer: HaclTrainer, start: str | None) -> None:
-    """What a reader of the log must know about batches and what trains."""
-    if not trainer.is_world_process_zero():
-        return
-    train = config.train
-    ranks = trainer.args.world_size
-    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
-    total = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
-    print(
-        f"training {trained:,} of {total:,} parameters on {ranks} rank(s), "
-        + ("no DeepSpeed" if train.deepspeed is None else f"DeepSpeed ZeRO-{runtime.zero_stage(train)}")
-        + (f", resuming {start}" if start else "")
-    )
-    print(
-        f"contrastive batch: {train.contrastive_batch_size * ranks} samples "
-        f"({'the whole step' if train.grad_cache else 'one micro-batch'} over all ranks"
-        + (f", {train.chunk_size} per rank at a time); " if train.grad_cache else "); ")
-        + f"generation batch: {train.per_device_batch_size * ranks * train.gradient_accumulation_steps} samples a step"
-        + (
-            f"; accumulation averages {train.gradient_accumulation_steps} contrastive batches, it does not enlarge them"
-            if train.gradient_accumulation_steps > 1 and not train.grad_cache
-            else ""
-        ),
-        flush=True,
-    )

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hacl.config import Config
 from hacl.data.stream_dataset import StreamDataset
 from hacl.losses.gather import Gather
+from hacl.models.modes import evaluating
 from hacl.training import accumulation, sampler
 from hacl.training.grad_cache import Window, WrittenBuffers
 from hacl.training.groups import parameter_groups
@@ -48,6 +49,16 @@ def _told(failure: Exception | None) -> str:
         return str(failure)
     logger.error("a batch could not be read", exc_info=failure)
     return f"a batch could not be read: {type(failure).__name__}: {failure}"
+
+
+def _read(iterator: Iterator, count: int) -> tuple[list, Exception | None]:
+    """Up to `count` batches, or none and why: whatever it is, the other ranks wait to hear of it."""
+    try:
+        return list(itertools.islice(iterator, count)), None
+    except Stopped:
+        raise
+    except Exception as error:
+        return [], error
 
 
 class HaclTrainer(SurvivingTrainer):
@@ -154,25 +165,14 @@ class HaclTrainer(SurvivingTrainer):
 
         Raises DataError on every rank when one cannot read its data, so that all can save together.
         """
-        batches, failure, self._iterator = [], None, epoch_iterator
+        self._iterator = epoch_iterator
         self.beat("reading data")
-        try:
-            with self._throughput.waiting():
-                batches = list(itertools.islice(epoch_iterator, num_batches))
-        except Stopped:
-            raise
-        except Exception as error:  # whatever it is, the other ranks wait to hear of it
-            failure = error
+        with self._throughput.waiting():
+            batches, failure = _read(epoch_iterator, num_batches)
         records = take_ids(batches)
         gather = Gather(alone=self.args.world_size == 1)
         skipped = () if self.skipped is None else self.skipped.take(batches)
-        is_asked = self.stop.received is not None
-        mine = (len(batches), accumulation.label_tokens(batches), int(failure is not None), int(is_asked), *skipped)
-        counts, labels, failures, asked, *skips = zip(*gather.agree(*mine, device=device), strict=True)
-        if any(asked):
-            self.raise_stopped()
-        if any(failures):
-            raise DataError(_told(failure)) from failure
+        counts, labels, *skips = self._heard(failure, len(batches), accumulation.label_tokens(batches), *skipped)
         if skips and (problem := self.skipped.add([sum(ranks) for ranks in skips])):
             raise DataError(problem)
         batches = accumulation.fill(batches, max(counts), lambda: self.data_collator([]))
@@ -181,6 +181,20 @@ class HaclTrainer(SurvivingTrainer):
         self._window = Window(self.model, batches) if self._caches else None
         self.begin_step(records)
         return batches, torch.tensor(sum(labels), device=device)
+
+    def _heard(self, failure: Exception | None, *numbers: int) -> list[tuple[int, ...]]:
+        """`numbers` of every rank, number by number (collective). failure: what kept this rank from reading.
+
+        Raises on every rank Stopped where one was asked to stop, else DataError where one could not read.
+        """
+        mine = (int(failure is not None), int(self.stop.received is not None), *numbers)
+        said = Gather(alone=self.args.world_size == 1).agree(*mine, device=self.args.device)
+        failures, asked, *others = zip(*said, strict=True)
+        if any(asked):
+            self.raise_stopped()
+        if any(failures):
+            raise DataError(_told(failure)) from failure
+        return others
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | None = None) -> Tensor:
         """As Trainer; with `train.grad_cache` the first micro-batch of a window opens it, after any restored RNG."""
@@ -286,29 +300,37 @@ class HaclTrainer(SurvivingTrainer):
     @contextlib.contextmanager
     def _validating(self, meter: ReportMeter) -> Iterator[None]:
         """The model in evaluation mode, and its reports into `meter`; afterwards as before, even if stopped."""
-        was_training, meters = self.model.training, (self._meter, self._throughput)
+        meters = self._meter, self._throughput
         self._meter, self._throughput = meter, Throughput()
         self.current_gradient_accumulation_steps = 1
-        self.model_wrapped.eval()
         try:
-            yield
+            with evaluating(self.model_wrapped):
+                yield
         finally:
-            self.model_wrapped.train(was_training)
             self._meter, self._throughput = meters
+
+    def _validation_batches(self, eval_dataset) -> Iterator[dict]:
+        """Batches of this rank (collective: as many on every rank). Raises as `get_batch_samples`."""
+        iterator = iter(self.get_eval_dataloader(eval_dataset))
+        try:
+            while True:
+                self.beat("validation")
+                batches, failure = _read(iterator, 1)
+                take_ids(batches)
+                self._heard(failure)
+                if not batches:
+                    return
+                yield batches[0]
+        finally:
+            end_workers(iterator)
 
     def _evaluate_all(self, eval_dataset, metric_key_prefix: str) -> dict[str, float]:
         objective = self.config.objective
         meter = ReportMeter()
-        with self._validating(meter), torch.no_grad():
-            iterator = iter(self.get_eval_dataloader(eval_dataset))
-            try:
-                for batch in iterator:
-                    self.poll("validation")
-                    take_ids([batch])
-                    with self.compute_loss_context_manager():
-                        self.compute_loss(self.model_wrapped, self._prepare_inputs(batch))
-            finally:
-                end_workers(iterator)
+        with self._validating(meter), contextlib.closing(self._validation_batches(eval_dataset)) as batches:
+            for batch in batches:
+                with self.compute_loss_context_manager():
+                    self.compute_loss(self.model_wrapped, self._prepare_inputs(batch))
         values = ratios(meter.reduce())
         total = compose(objective, *(values.get(name, 0.0) for name in ("lm", "contrastive", "likelihood_margin")))
         metrics = {f"{metric_key_prefix}_loss": total}

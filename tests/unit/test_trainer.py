@@ -20,8 +20,7 @@ from hacl.training.metrics import ReportMeter, Throughput, ratios
 from hacl.training.objective import HaclModel, compose
 from hacl.training.runtime import deepspeed_config
 from hacl.training.sampler import GlobalBatchSampler, plan_epoch, plan_evaluation
-from hacl.training.stopping import Stopped
-from hacl.training.trainer import DataError, HaclTrainer
+from hacl.training.trainer import HaclTrainer
 from hacl.training.work import Work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,53 +170,6 @@ def test_time_spent_validating_saving_and_sampling_is_no_training_time():
     assert meter.reduce()["samples_per_second"] > 6 / 1.2
 
 
-class Broken:
-    """Some batches, then a damaged one."""
-
-    def __init__(self, batches, error=None):
-        self.batches = iter(batches)
-        self.error = OSError("7.png: truncated") if error is None else error
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        batch = next(self.batches)
-        if batch is None:
-            raise self.error
-        return batch
-
-
-def test_a_batch_that_cannot_be_read_is_a_data_error_that_names_the_file():
-    trainer = HaclTrainer.__new__(HaclTrainer)
-    trainer.args, trainer.config = SimpleNamespace(world_size=1), Config()
-    batch = {"sequence_kind": torch.tensor([0, 1]), "label_sequence": torch.tensor([0, 0, 0, 1])}
-    data = Broken([batch, batch, None])
-    batches, labels = trainer.get_batch_samples(data, 2, torch.device("cpu"))
-    assert len(batches) == 2 and labels == 6, "labels of hallucinated sequences do not count"
-    with pytest.raises(DataError, match="7.png: truncated"):
-        trainer.get_batch_samples(data, 2, torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), MemoryError(), KeyError("7.png")]
-)
-def test_any_error_of_reading_is_a_data_error_that_says_its_kind(error, caplog):
-    trainer = HaclTrainer.__new__(HaclTrainer)
-    trainer.args, trainer.config = SimpleNamespace(world_size=1), Config()
-    with pytest.raises(DataError) as failed:
-        trainer.get_batch_samples(Broken([None], error), 1, torch.device("cpu"))
-    assert type(error).__name__ in str(failed.value) and str(error) in str(failed.value)
-    assert caplog.records[0].exc_info[1] is error, "and the log has its traceback"
-
-
-def test_a_request_to_stop_is_no_failure_of_reading():
-    trainer = HaclTrainer.__new__(HaclTrainer)
-    trainer.args, trainer.config = SimpleNamespace(world_size=1), Config()
-    with pytest.raises(Stopped):
-        trainer.get_batch_samples(Broken([None], Stopped("SIGTERM", 0, saved=False)), 1, torch.device("cpu"))
-
-
 @pytest.mark.parametrize("path", ["./absent", "/absent/model", "~/absent-model", "a/b/c", "tests/absent"])
 def test_a_model_path_that_looks_like_a_folder_and_is_none_is_named(path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -286,25 +238,6 @@ def test_the_shares_of_pairs_sum_to_one_also_where_batches_are_cast_to_bf16(pair
     cast = [{k: v.bfloat16() if v.is_floating_point() else v for k, v in batch.items()} for batch in batches]
     shares = [float(accumulation.pair_share(batch)) for batch in cast]
     assert shares == pytest.approx([count / max(1, sum(pairs)) for count in pairs], rel=1e-12)
-
-
-def test_a_validation_that_is_stopped_leaves_meters_and_mode_as_they_were():
-    trainer = HaclTrainer.__new__(HaclTrainer)
-    trainer.config, trainer.model = Config(), nn.Linear(1, 1).train()
-    trainer.model_wrapped = trainer.model
-    trainer._meter, trainer._throughput = meters = ReportMeter(), Throughput()
-    trainer.get_eval_dataloader = lambda dataset: iter([{}])
-    seen = []
-
-    def stop(phase):
-        seen.append((trainer.model.training, trainer._meter is meters[0]))
-        raise Stopped("SIGTERM", 1, saved=False)
-
-    trainer.poll = stop
-    with pytest.raises(Stopped):
-        trainer.evaluate()
-    assert seen == [(False, False)]
-    assert trainer.model.training and (trainer._meter, trainer._throughput) == meters
 
 
 def test_the_loss_is_put_together_by_one_formula_for_tensors_and_numbers():
