@@ -6,7 +6,8 @@ root and one label slot, so that every rank of a sharded run calls the same modu
 with which a rank keeps step that has nothing left to do: one row of padding, and it counts in no loss.
 
 Shapes: B samples, C captions and K hallucinated captions per sample (padded to the objective's numbers), R packed rows,
-T tokens per row, I images, N tokens per image, D hidden size, Nl label tokens, S sequences with labels.
+T tokens per row, I images, N tokens per image, F tokens of all images, D hidden size, Nl label tokens, S sequences with
+labels.
 """
 
 from __future__ import annotations
@@ -54,13 +55,14 @@ class PackedCollator:
         """Returns int64 index tensors, boolean masks and pixels (or features); every read is (row, start, end).
 
         input_ids, position_ids, segment_ids (R, T); subtree_end (R, T) where sequences form trees, and shared_tokens,
-        how many tokens that saved, with share_prefixes; image_source (R, T), index into the I*N image tokens or -1;
-        pixel_values (I, 3, H, W) or image_features (I, N, Dv); label_read (Nl, 2), the position whose state predicts,
-        with label_target and label_sequence (Nl); sequence_kind and sequence_sample (S); image_read (B, 3) and
-        image_valid (B); caption_read (B, C, 3) and hallucinated_read (B, K, 3), with caption_places and
-        hallucinated_places (..., L) where a mean is read in a tree, or caption_states (B, C, D) and hallucinated_states
-        (B, K, D) when text is constant; caption_valid, hallucinated_valid, hallucinated_type, caption_keys and
-        hallucinated_keys (equal for equal texts); image_ids and sample_index (B); image_tokens (N).
+        how many tokens that saved, with share_prefixes; image_source (R, T), index into the F image tokens or -1; what
+        the family's processor makes of all images (pixel_values and others) or image_features (I, N, Dv); label_read
+        (Nl, 2), the position whose state predicts, with label_target and label_sequence (Nl); sequence_kind and
+        sequence_sample (S); image_read (B, 3) and image_valid (B); caption_read (B, C, 3) and hallucinated_read (B, K,
+        3), with caption_places and hallucinated_places (..., L) where a mean is read in a tree, or caption_states (B,
+        C, D) and hallucinated_states (B, K, D) when text is constant; caption_valid, hallucinated_valid,
+        hallucinated_type, caption_keys and hallucinated_keys (equal for equal texts); image_ids and sample_index (B);
+        image_tokens (F), the image of each.
         """
         layout = Layout(self.encoder, self.objective, has_text=self.text_states is None)
         for b, sample in enumerate(samples):
@@ -83,16 +85,9 @@ class PackedCollator:
             if paths:
                 return {"image_features": self.image_features.lookup(paths)}
             return {"image_features": self.image_features.blank()}
-        pixels = [image for sample in samples for image in sample.pixels]
-        if not pixels:
-            from PIL import Image
-
-            blank = Image.new("RGB", (32, 32))
-            pixels = [self.encoder.processor.image_processor(blank, return_tensors="pt")["pixel_values"][0]]
-        shapes = {tuple(image.shape) for image in pixels}
-        if len(shapes) != 1:
-            raise ValueError(f"images of one batch have different shapes after processing: {sorted(shapes)}")
-        return {"pixel_values": torch.stack(pixels)}
+        images = self.encoder.images
+        pixels = [image for sample in samples for image in sample.pixels] or [images.blank()]
+        return images.format.collate(pixels)
 
     def _cached_text(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         if not self.contrastive:

@@ -12,22 +12,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL.Image import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from hacl.data.images import decode_image, load_image, resolve_image
+from hacl.data.image_formats import Pixels
+from hacl.data.images import decode_image, image_size, load_image, resolve_image
 from hacl.data.records import HALLUCINATION_TYPES, HallucinatedCaption, Record
 from hacl.data.templates import IMAGE_MARK, EncodedSequence, SequenceEncoder
 
 
 @dataclass
 class Sample:
-    """One record as token sequences. C captions and K hallucinated captions are roots (lists of token ids)."""
+    """One record as token sequences. C captions and K hallucinated captions are roots (lists of token ids).
+
+    pixels: for each image the tensors that the stock processor makes of it; empty where they are not loaded.
+    """
 
     index: int
     record_id: str
     image_paths: list[str]
-    pixels: list[Tensor]
+    pixels: list[Pixels]
     generation: EncodedSequence
     hallucinated_generations: list[EncodedSequence] = field(default_factory=list)
     image_root: EncodedSequence | None = None
@@ -117,12 +120,14 @@ class TrainingDataset(Dataset):
         hallucinated = self._draw_hallucinated(record, captions, draw)
         if self.encoder.template == "chat":
             record = self._image_first(record)
-        generation = self._generation(record, captions)
+        opened = [self._opened(path, held) for path in record.images] if self.load_pixels else []
+        images = self._written(record, held, opened)
+        generation = self._generation(record, captions, images)
         sample = Sample(
             index=index,
             record_id=record.id,
             image_paths=list(record.images),
-            pixels=self._pixels(record, held) if self.load_pixels else [],
+            pixels=[self.encoder.images.tensors(image) for image in opened],
             generation=generation,
             image_id=stable_key(record.image_id),
         )
@@ -132,12 +137,14 @@ class TrainingDataset(Dataset):
                 "mark per image in the conversation (the plain template takes one image)"
             )
         if self.objective.likelihood_margin_weight and record.images and self._answers_with_caption(record):
-            sample.hallucinated_generations = [self.encoder.caption_sequence(h.text) for h in hallucinated]
+            sample.hallucinated_generations = [
+                self.encoder.caption_sequence(h.text, image=images[0]) for h in hallucinated
+            ]
             sample.hallucinated_types = [HALLUCINATION_TYPES.index(h.type) for h in hallucinated]
         if self.objective.contrastive_weight and self._is_contrastive(record):
             strict = self.objective.form == "strict"
             sample.contrastive_image = strict or self._image_comes_first(record)
-            sample.image_root = self.encoder.strict_image_root() if strict else None
+            sample.image_root = self.encoder.strict_image_root(images[0]) if strict else None
             sample.caption_roots = [self.encoder.root(text) for text in captions]
             sample.caption_keys = [stable_key(text) for text in captions]
             sample.hallucinated_roots = [self.encoder.root(h.text) for h in hallucinated]
@@ -171,15 +178,17 @@ class TrainingDataset(Dataset):
         pool.sort(key=lambda h: h.of is not None and h.of != first)
         return pool[: self.objective.num_hallucinated]
 
-    def _generation(self, record: Record, captions: list[str]) -> EncodedSequence:
+    def _generation(self, record: Record, captions: list[str], images: list[list[int]]) -> EncodedSequence:
         needs_answer = bool(self.objective.lm_weight or self.objective.likelihood_margin_weight)
         if record.conversation and self.encoder.template == "chat":
-            return self.encoder.conversation_sequence([(turn.role, turn.text) for turn in record.conversation])
+            turns = [(turn.role, turn.text) for turn in record.conversation]
+            return self.encoder.conversation_sequence(turns, images)
         if not captions:
             captions = [turn.text for turn in record.conversation if turn.role == "assistant"][:1]
         if not captions:
             raise ValueError("neither a caption nor an assistant turn to learn from")
-        return self.encoder.caption_sequence(captions[0], with_image=bool(record.images), answer=needs_answer)
+        image = images[0] if images else None
+        return self.encoder.caption_sequence(captions[0], with_image=bool(images), answer=needs_answer, image=image)
 
     def _image_first(self, record: Record) -> Record:
         """Move the one image mark of a captioned record to the front of the first user turn."""
@@ -191,12 +200,20 @@ class TrainingDataset(Dataset):
         text = turns[0].text.replace(IMAGE_MARK, "").strip()
         return replace(record, conversation=(replace(turns[0], text=f"{IMAGE_MARK}\n{text}"), *turns[1:]))
 
-    def _pixels(self, record: Record, held: Mapping[str, bytes]) -> list[Tensor]:
-        processor = self.encoder.processor.image_processor
-        images = [decode_image(held[path], path) if path in held else self._on_disk(path) for path in record.images]
-        return [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
+    def _written(self, record: Record, held: Mapping[str, bytes], opened: list[Image]) -> list[list[int]]:
+        """Tokens of each image; its size is read where they depend on it, from the header where nothing is loaded."""
+        texts = self.encoder.images
+        if texts.fixed is not None:
+            return [texts.fixed] * len(record.images)
+        if opened:
+            return [texts.ids(image.size) for image in opened]
+        sizes = [self._opened(p, held).size if p in held else image_size(self._file(p)) for p in record.images]
+        return [texts.ids(size) for size in sizes]
 
-    def _on_disk(self, path: str) -> Image:
+    def _opened(self, path: str, held: Mapping[str, bytes]) -> Image:
+        return decode_image(held[path], path) if path in held else load_image(self._file(path))
+
+    def _file(self, path: str) -> Path:
         if self.image_root is None:
             raise ValueError("the record names an image but data.image_root is not set")
-        return load_image(resolve_image(self.image_root, path))
+        return resolve_image(self.image_root, path)

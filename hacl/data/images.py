@@ -29,6 +29,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+
 
 class DamagedImage(ValueError):
     """Content that is no readable image; the message names the file."""
@@ -41,17 +43,13 @@ class RefusedImage(ValueError):
 def check_relative(path: str) -> None:
     """Refuse (RefusedImage) a path that cannot be one below an image root, whatever is on the disk."""
     if _FOREIGN.match(path):
-        raise RefusedImage(
-            f"image path {_shown(path)} is a URL or names a drive; download it, write a relative path"
-        )
+        raise RefusedImage(f"image path {_shown(path)} is a URL or names a drive; download it, write a relative path")
     if path.startswith(("/", "\\", "~")):
         raise RefusedImage(f"image path {_shown(path)} is absolute; write it relative to the image root")
     if "\\" in path or "\0" in path:
         raise RefusedImage(f"image path {_shown(path)} has a backslash or NUL in it; write it with forward slashes")
     if not path or ".." in path.split("/"):
-        raise RefusedImage(
-            f"image path {_shown(path)} is empty or climbs out of its folder; write one below the root"
-        )
+        raise RefusedImage(f"image path {_shown(path)} is empty or climbs out of its folder; write one below the root")
 
 
 def resolve_image(root: Path | str, relative: str) -> Path:
@@ -107,6 +105,14 @@ def load_image(path: Path | str, *, max_pixels: int = 64_000_000, max_aspect_rat
     """
     with _open_file(Path(path)) as file:
         return _load(path, file, max_pixels, max_aspect_ratio)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) of what `load_image` would return, from the header alone. Raises as `check_header` does."""
+    with _open_file(Path(path)) as file:
+        image = _open(path, file, 64_000_000, 200.0)
+        width, height = image.size
+        return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
 
 
 def decode_image(
@@ -186,12 +192,16 @@ def _first_bytes(file) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF block asks; a damaged block means no turn."""
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except _UNREADABLE:
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -5,8 +5,8 @@ Generation sequences and contrastive roots are roots of their own, apart from tw
 later sees it. With `share_prefixes` the texts of a sample store their common beginning once, and so do its generation
 sequences.
 
-Shapes: B samples, C captions and K hallucinated captions per sample, R packed rows, T tokens per row, Nl label tokens,
-S sequences with labels.
+Shapes: B samples, C captions and K hallucinated captions per sample, R packed rows, T tokens per row, F image tokens,
+Nl label tokens, S sequences with labels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hacl.config_rules import makes_trees
 from hacl.data.dataset import Sample
+from hacl.data.image_formats import BLANK
 from hacl.data.packing import Tree, merge_prefixes, pack_tightly
 from hacl.data.templates import EncodedSequence, SequenceEncoder
 
@@ -45,13 +46,13 @@ class Layout:
         self.image_reads: dict[int, Read] = {}
         self.text_reads: dict[tuple[str, int, int], Read] = {}
         self.samples: list[Sample] = []
-        self.num_images = 0
+        self.image_places: list[range] = []  # where the features of each image lie among the F of the batch
+        self.num_features = 0
         self.unshared_tokens = 0
 
     def add(self, b: int, sample: Sample) -> None:
         self.samples.append(sample)
-        images = list(range(self.num_images, self.num_images + len(sample.image_paths)))
-        self.num_images += len(images)
+        images = [self._place_image(sample.generation, span) for span in sample.generation.image_spans]
         generations = [self._labelled(sample.generation, images, GENERATION, b)]
         for sequence in sample.hallucinated_generations:
             generations.append(self._labelled(sequence, images, HALLUCINATED_GENERATION, b))
@@ -67,13 +68,19 @@ class Layout:
                     self.text_reads[kind, b, slot] = (texts[-1], *span)
             self._plant(texts)
 
+    def _place_image(self, sequence: EncodedSequence, span: tuple[int, int]) -> range:
+        count = sequence.ids[slice(*span)].count(self.encoder.image_token_id)
+        self.image_places.append(range(self.num_features, self.num_features + count))
+        self.num_features += count
+        return self.image_places[-1]
+
     def _plant(self, sequences: list[int]) -> None:
         self.unshared_tokens += sum(len(self.sequences[index]) for index in sequences)
         for members in [sequences] if self.objective.share_prefixes and sequences else [[i] for i in sequences]:
             self.home.update(dict.fromkeys(members, len(self.trees)))
             self.trees.append(members)
 
-    def _read_image(self, b: int, sample: Sample, images: list[int], generation: int) -> None:
+    def _read_image(self, b: int, sample: Sample, images: list[range], generation: int) -> None:
         is_last = self.objective.image_pool == "last"
         if self.objective.form == "strict":
             index = self._sequence(sample.image_root, images)
@@ -92,14 +99,18 @@ class Layout:
         else:
             self.image_reads[b] = (generation, end - 1 if is_last else start, end)
 
-    def _sequence(self, sequence: EncodedSequence, images: list[int]) -> int:
-        ids, count = list(sequence.ids), self.encoder.num_image_tokens
-        for (start, _), image in zip(sequence.image_spans, images, strict=False):
-            ids[start : start + count] = range(-1 - image * count, -1 - (image + 1) * count, -1)
+    def _sequence(self, sequence: EncodedSequence, images: list[range]) -> int:
+        ids, token = list(sequence.ids), self.encoder.image_token_id
+        for (start, end), places in zip(sequence.image_spans, images, strict=False):
+            if end - start == len(places):  # nothing but image tokens
+                ids[start:end] = [-1 - place for place in places]
+                continue
+            following = iter(places)
+            ids[start:end] = [-1 - next(following) if each == token else each for each in ids[start:end]]
         self.sequences.append(ids)
         return len(self.sequences) - 1
 
-    def _labelled(self, sequence: EncodedSequence, images: list[int], kind: int, b: int) -> int:
+    def _labelled(self, sequence: EncodedSequence, images: list[range], kind: int, b: int) -> int:
         index = self._sequence(sequence, images)
         if self.objective.lm_weight or kind == HALLUCINATED_GENERATION or self.objective.likelihood_margin_weight:
             labelled = len(self.kinds)
@@ -114,7 +125,7 @@ class Layout:
 
     def build(self, batch_size: int, *, pad_id: int, share_rows: bool = True, multiple: int = 1) -> dict[str, Tensor]:
         """The batch but for images and cached text; see `PackedCollator.__call__`."""
-        objective, per_image = self.objective, self.encoder.num_image_tokens
+        objective = self.objective
         trees = [merge_prefixes([self.sequences[index] for index in tree]) for tree in self.trees]
         lengths = [len(tree) for tree in trees]
         corners, rows, tokens = pack_tightly(lengths, share_rows=share_rows, multiple=multiple)
@@ -142,7 +153,7 @@ class Layout:
             "sequence_kind": torch.tensor(self.kinds, dtype=torch.long),
             "sequence_sample": torch.tensor(self.owners, dtype=torch.long),
             "sample_index": torch.tensor([sample.index for sample in self.samples], dtype=torch.long),
-            "image_tokens": torch.arange(per_image),
+            "image_tokens": self._image_tokens(),
         }
         if objective.share_prefixes:
             batch["shared_tokens"] = torch.tensor(self.unshared_tokens - sum(len(tree) for tree in trees))
@@ -156,6 +167,13 @@ class Layout:
             if self.has_text and objective.share_prefixes and objective.text_pool == "mean":
                 batch |= self._places(batch_size, columns)
         return batch
+
+    def _image_tokens(self) -> Tensor:
+        """(F,) the image of each feature; of the blank image where the batch has none."""
+        counts = [len(places) for places in self.image_places]
+        if not counts:
+            counts = [self.encoder.images.ids(BLANK).count(self.encoder.image_token_id)]
+        return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
     def _rows(
         self, trees: list[Tree], corners: list[tuple[int, int]], shape: tuple[int, int], pad_id: int, multiple: int

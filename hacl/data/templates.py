@@ -9,9 +9,10 @@ Contrastive root: BOS, text, EOS; the text is truncated, never the EOS, and leng
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from PIL import Image
+from hacl.data.image_formats import ImageText
 
 IMAGE_MARK = "<image>"
 
@@ -21,7 +22,8 @@ class EncodedSequence:
     """One root of the packed step.
 
     ids and is_label have equal length (T); `is_label[t]` says that token t is predicted (by the state at t-1).
-    image_spans are [start, end) of each image's tokens, in the order of the images.
+    image_spans are [start, end) of all that is written for each image, in the order of the images: its image tokens,
+    and the markers that some families write around and between them.
     """
 
     ids: list[int]
@@ -32,27 +34,14 @@ class EncodedSequence:
         return len(self.ids)
 
 
-def probe_image_tokens(processor) -> int:
-    """How many tokens the processor writes for one image, from its own expansion.
-
-    Raises ValueError when the number depends on the image's shape (such families need their own adapter).
-    """
-    counts = set()
-    for size in ((64, 48), (48, 96)):
-        encoded = processor(text=IMAGE_MARK, images=Image.new("RGB", size), return_tensors="pt")
-        counts.add(int((encoded["input_ids"] == processor.image_token_id).sum()))
-    if len(counts) != 1:
-        raise ValueError(
-            f"the processor writes {sorted(counts)} image tokens for different shapes; expected one number"
-        )
-    return counts.pop()
-
-
 class SequenceEncoder:
     """Encodes texts with one processor.
 
     template: "plain" or "chat"; prompt: what the user asks for a caption; max_length: tokens of a generation sequence,
     cut from the right but never inside the image; max_caption_length: tokens of a contrastive root with BOS and EOS.
+
+    images: what the processor writes for an image. Where that depends on the image's shape, sequences with images are
+    made for the tokens of these images (`images.ids(size)`); elsewhere they need not be given.
     """
 
     def __init__(self, processor, *, template: str, prompt: str, max_length: int, max_caption_length: int):
@@ -70,8 +59,9 @@ class SequenceEncoder:
         self.prompt = prompt
         self.max_length = max_length
         self.max_caption_length = max_caption_length
-        self.image_token_id = processor.image_token_id
-        self.num_image_tokens = probe_image_tokens(processor)
+        self.images = ImageText(processor)
+        self.image_token_id = self.images.token_id
+        self.num_image_tokens = self.images.num_tokens
         self.bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         self.eos = [self.tokenizer.eos_token_id]
 
@@ -88,30 +78,39 @@ class SequenceEncoder:
             return len(ids) - 1, len(ids)
         return len(self.bos), len(ids) - 1
 
-    def strict_image_root(self) -> EncodedSequence:
-        """Image tokens and EOS, no BOS and no prompt: the image sequence of the released HACL code."""
-        ids = [self.image_token_id] * self.num_image_tokens + self.eos
-        return EncodedSequence(ids, [False] * len(ids), [(0, self.num_image_tokens)])
+    def strict_image_root(self, image: Sequence[int] | None = None) -> EncodedSequence:
+        """What is written for an image, and EOS, no BOS and no prompt: the image sequence of the released HACL code."""
+        written = self.images.ids() if image is None else image
+        ids = [*written, *self.eos]
+        return EncodedSequence(ids, [False] * len(ids), [(0, len(written))])
 
     # Generation sequences
 
-    def caption_sequence(self, caption: str, *, with_image: bool = True, answer: bool = True) -> EncodedSequence:
-        """The generation sequence that answers `prompt` with `caption`; `answer=False` leaves out the answer."""
+    def caption_sequence(
+        self, caption: str, *, with_image: bool = True, answer: bool = True, image: Sequence[int] | None = None
+    ) -> EncodedSequence:
+        """The generation sequence that answers `prompt` with `caption`; `answer=False` leaves out the answer.
+
+        image: tokens of its image; needed where they depend on the image's shape.
+        """
         if self.template == "plain":
-            head = [*self.bos, *([self.image_token_id] * self.num_image_tokens if with_image else [])]
+            head = [*self.bos, *((self.images.ids() if image is None else image) if with_image else [])]
             spans = [(len(self.bos), len(head))] if with_image else []
             head += self._ids(f"{self.prompt}\n" if self.prompt else "")
             tail = [*self._ids(caption), *self.eos] if answer else []
             ids, labels = head + tail, [False] * len(head) + [True] * len(tail)
             return self._truncate(EncodedSequence(ids, labels, spans))
         turns = [("user", f"{IMAGE_MARK}\n{self.prompt}" if with_image else self.prompt), ("assistant", caption)]
-        return self.conversation_sequence(turns if answer else turns[:1])
+        return self.conversation_sequence(turns if answer else turns[:1], None if image is None else [image])
 
-    def conversation_sequence(self, turns: list[tuple[str, str]]) -> EncodedSequence:
+    def conversation_sequence(
+        self, turns: list[tuple[str, str]], images: Sequence[Sequence[int]] | None = None
+    ) -> EncodedSequence:
         """Render (role, text) turns with the chat template; labels are what the assistant turns add.
 
-        `<image>` in a text marks an image. Raises ValueError when a rendering of the first turns is not a prefix of
-        the rendering of all turns, because labels could then not be located.
+        `<image>` in a text marks an image; images: tokens of each, needed where they depend on its shape. Raises
+        ValueError when a rendering of the first turns is not a prefix of the rendering of all turns, because labels
+        could then not be located.
         """
         messages = [{"role": role, "content": _content(text)} for role, text in turns]
         rendered = self._render(messages)
@@ -140,7 +139,7 @@ class SequenceEncoder:
             ids, labels = ids[:end], labels[:end]
         if self.bos and ids[:1] != self.bos:
             ids, labels = self.bos + ids, [False, *labels]
-        return self._truncate(self._expand_images(ids, labels))
+        return self._truncate(self._expand_images(ids, labels, images))
 
     def _close_answer(self, ids: list[int], labels: list[bool]) -> None:
         """Write the EOS that a model must learn to say where the template writes none after an answer."""
@@ -148,14 +147,23 @@ class SequenceEncoder:
             ids += self.eos
             labels.append(True)
 
-    def _expand_images(self, ids: list[int], labels: list[bool]) -> EncodedSequence:
-        sequence = EncodedSequence([], [])
-        for token, flag in zip(ids, labels, strict=True):
-            count = self.num_image_tokens if token == self.image_token_id else 1
-            if token == self.image_token_id:
-                sequence.image_spans.append((len(sequence.ids), len(sequence.ids) + count))
-            sequence.ids += [token] * count
-            sequence.is_label += [flag and token != self.image_token_id] * count
+    def _expand_images(
+        self, ids: list[int], labels: list[bool], images: Sequence[Sequence[int]] | None
+    ) -> EncodedSequence:
+        """Write the tokens of the images over their marks; a mark beyond the images given stays as it is."""
+        mark, sequence, place = self.images.mark_ids, EncodedSequence([], []), 0
+        while place < len(ids):
+            if not mark or ids[place : place + len(mark)] != mark:
+                sequence.ids.append(ids[place])
+                sequence.is_label.append(labels[place])
+                place += 1
+                continue
+            number = len(sequence.image_spans)
+            written = self.images.ids() if images is None else images[number] if number < len(images) else mark
+            sequence.image_spans.append((len(sequence.ids), len(sequence.ids) + len(written)))
+            sequence.ids += written
+            sequence.is_label += [False] * len(written)
+            place += len(mark)
         return sequence
 
     def _truncate(self, sequence: EncodedSequence) -> EncodedSequence:

@@ -1,10 +1,11 @@
 """One adapter per model family: where the parts of a stock `transformers` model are, and how images become embeddings.
 
-Everything outside this file speaks to a model through `Adapter`. Parts are found by structure (attribute names of the
-stock classes), never by a guessed path; a model in which a part is missing is refused with the names that are near.
+Everything else speaks to a model through `Adapter`; the families are in `hacl.models.families`. Parts are found by
+structure (attribute names of the stock classes), never by a guessed path; a model in which a part is missing is refused
+with the names that are near.
 
-Shapes: I images, N image tokens per image, Dv vision width, D hidden size, R packed rows, T tokens per row,
-V vocabulary.
+Shapes: I images, N image tokens per image, F image tokens of a batch, Dv vision width, D hidden size, W width of an
+image's features, R packed rows, T tokens per row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from hacl.models.attention import packed_attention
 from hacl.models.attention_masks import additive_mask
 
 
@@ -27,11 +29,21 @@ class UnsupportedModelError(ValueError):
 
 
 @dataclass
-class Adapter(ABC):
-    """Uniform access to the parts of a LLaVA-class model.
+class Adapter:
+    """Uniform access to the parts of a multimodal model.
 
-    `vision_features` is what a frozen tower's cache stores; `project` maps it to LLM embeddings; `decode` is the one
-    decoder call of a training step. All modules are the model's own: training them trains the model.
+    A batch is what `PackedCollator` returns: token ids, positions, segments, where each image token comes from, and the
+    tensors `inputs` of its images in order. A step calls `image_embeddings`, `merge`, `attention`, `positions`,
+    `decoder_inputs` and `decode`; a family overrides what is special about it. All modules are the model's own:
+    training them trains the model.
+
+    vision_tower and projector: a module, or a ModuleList of the parts that one consists of; parameters: attribute paths
+    of parameters outside all modules, which belong to the projector.
+
+    Class attributes, attribute paths from the model: VISION, CONNECTOR (may lie inside a tower, whose other parts are
+    then the tower), PARAMETERS, DECODER, LM_HEAD; NORM: of the decoder; IMAGE_TOKEN: the name in the model's config.
+    inputs: tensors that the stock processor makes of an image and `get_image_features` takes (`ImageFormat.names`).
+    own_positions: `positions` continues rotary positions of several axes along a row.
     """
 
     model: nn.Module
@@ -40,6 +52,32 @@ class Adapter(ABC):
     decoder: nn.Module
     lm_head: nn.Module
     image_token_id: int
+    parameters: tuple[str, ...] = field(default=())
+
+    VISION: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
+    CONNECTOR: ClassVar[tuple[str, ...]] = ("model.multi_modal_projector",)
+    PARAMETERS: ClassVar[tuple[str, ...]] = ()
+    DECODER: ClassVar[str] = "model.language_model"
+    LM_HEAD: ClassVar[str] = "lm_head"
+    NORM: ClassVar[str] = "norm"
+    IMAGE_TOKEN: ClassVar[str] = "image_token_id"
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    own_positions: ClassVar[bool] = False
+
+    @classmethod
+    def find(cls, model: nn.Module) -> Adapter:
+        """The parts of a stock model. Raises `UnsupportedModelError` naming what is near a missing part."""
+        connectors = [_at(model, path) for path in cls.CONNECTOR]
+        towers = [part for path in cls.VISION for part in _without(_at(model, path), connectors)]
+        return cls(
+            model=model,
+            vision_tower=_joined(towers),
+            projector=_joined(connectors),
+            decoder=_at(model, cls.DECODER),
+            lm_head=_at(model, cls.LM_HEAD),
+            image_token_id=getattr(model.config, cls.IMAGE_TOKEN),
+            parameters=cls.PARAMETERS,
+        )
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -47,7 +85,7 @@ class Adapter(ABC):
 
     @property
     def final_norm(self) -> nn.Module:
-        return _part(self.decoder, "norm")
+        return _part(self.decoder, self.NORM)
 
     @property
     def embed_tokens(self) -> nn.Module:
@@ -63,20 +101,80 @@ class Adapter(ABC):
 
     def groups(self) -> dict[str, list[nn.Module]]:
         """Modules by the name under which a learning rate is given: vision, projector, llm."""
-        return {"vision": [self.vision_tower], "projector": [self.projector], "llm": [self.decoder, self.lm_head]}
+        alone = [self.model.get_parameter(path) for path in self.parameters]
+        return {
+            "vision": _parts(self.vision_tower),
+            "projector": [*_parts(self.projector), *([nn.ParameterList(alone)] if alone else [])],
+            "llm": [self.decoder, self.lm_head],
+        }
 
-    @abstractmethod
-    def vision_features(self, pixel_values: Tensor) -> Tensor:
-        """(I, 3, H, W) pixels -> (I, N, Dv) features selected from the tower, before the projector."""
+    def unread(self) -> list[nn.Module]:
+        """Modules of the tower that no loss reaches: they get no gradient, and a sharded run would wait for it."""
+        return []
 
-    def project(self, features_INDv: Tensor) -> Tensor:
-        """(I, N, Dv) -> (I, N, D) embeddings in the decoder's space."""
-        dtype = next(self.projector.parameters()).dtype
-        return self.projector(features_INDv.to(dtype))
+    # From images to embeddings
+
+    @property
+    def is_split(self) -> bool:
+        """Whether tower and projector can be run apart, so that features of a frozen tower can be cached."""
+        return isinstance(self, SplitAdapter)
+
+    def image_inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a batch's images."""
+        return {name: batch[name] for name in self.inputs}
+
+    def image_embeddings(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features (F, W) of the image tokens of all images, in order, from the tensors of the images.
+
+        W is D, or more where a family adds features later on (`decoder_inputs`). The stock `get_image_features` is
+        called, which pads and packs as the family does.
+        """
+        return flat_features(self.stock_features(inputs).pooler_output)
+
+    def stock_features(self, inputs: Mapping[str, Tensor]) -> Any:
+        """The output of the stock `get_image_features`."""
+        owner = self.model if hasattr(self.model, "get_image_features") else self.model.model
+        return owner.get_image_features(**self._cast(inputs), return_dict=True)
+
+    def _cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Numbers in the dtype of the tower."""
+        dtype = next(self.vision_tower.parameters()).dtype
+        return {name: each.to(dtype) if each.is_floating_point() else each for name, each in inputs.items()}
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token ids of any shape (...) -> embeddings (..., D)."""
         return self.embed_tokens(input_ids)
+
+    def merge(self, batch: Mapping[str, Tensor], image_FW: Tensor) -> Tensor:
+        """Embeddings (R, T, D) of a batch's rows, with features of images in their places."""
+        source_RT = batch["image_source"]
+        embeds_RTD = self.embed(batch["input_ids"])
+        chosen_RTD = image_FW[:, : self.hidden_size][source_RT.clamp_min(0)].to(embeds_RTD.dtype)
+        return torch.where((source_RT >= 0)[..., None], chosen_RTD, embeds_RTD)
+
+    # What the decoder is called with
+
+    def attention(self, batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """Keywords that let every token of the rows see its own sequence only; see `packed_attention`."""
+        implementation = self.decoder.config._attn_implementation
+        return packed_attention(implementation, batch["segment_ids"], batch.get("subtree_end"), dtype)
+
+    def positions(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Positions of the tokens of the rows: (R, T), or (axes, R, T) in families with several axes."""
+        return batch["position_ids"]
+
+    def decoder_inputs(self, batch: Mapping[str, Tensor], image_FW: Tensor) -> dict[str, Any]:
+        """Further keywords of the decoder call. image_FW: what `image_embeddings` gave for this batch."""
+        return {}
+
+    def decode_batch(
+        self, batch: Mapping[str, Tensor], image_FW: Tensor, layer: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The one decoder call of a step over a batch whose images have these features; returns as `decode` does."""
+        embeds_RTD = self.merge(batch, image_FW)
+        attention = self.attention(batch, embeds_RTD.dtype)
+        further = self.decoder_inputs(batch, image_FW)
+        return self.decode(embeds_RTD, attention, self.positions(batch), layer, **further)
 
     def decode(
         self,
@@ -84,13 +182,15 @@ class Adapter(ABC):
         attention: Mapping[str, Any] | Tensor | None,
         position_ids: Tensor,
         layer: int | None = None,
+        **further: Any,
     ) -> tuple[Tensor, Tensor]:
         """Run the decoder once over packed rows.
 
         inputs_embeds (R, T, D); attention: what `packed_attention` gives for the decoder's implementation, a boolean
         mask (R, 1, T, T), true where a query may look (for sdpa, segments and eager), or None for plain causal rows;
-        position_ids (R, T). Returns the states after the final norm (R, T, D) and the states to read representations
-        from: the same ones for `layer=None`, else the output of block `layer` (1..L) before any norm.
+        position_ids (R, T) or (axes, R, T); further: keywords of the decoder. Returns the states after the final norm
+        (R, T, D) and the states to read representations from: the same ones for `layer=None`, else the output of block
+        `layer` (1..L) before any norm, as the next block reads it.
         """
         if not isinstance(attention, Mapping):
             attention = {"attention_mask": self._attention_mask(attention, inputs_embeds.dtype)}
@@ -109,6 +209,7 @@ class Adapter(ABC):
                 position_ids=position_ids,
                 use_cache=False,
                 **attention,
+                **further,
             ).last_hidden_state
         finally:
             if handle is not None:
@@ -131,30 +232,39 @@ class Adapter(ABC):
         return self.lm_head(states)
 
 
-class LlavaAdapter(Adapter):
-    """`LlavaForConditionalGeneration` (LLaVA, LLaVA-1.5): a ViT tower, of which one layer or several are selected."""
+class SplitAdapter(Adapter, ABC):
+    """A family of one number of tokens per image, whose tower and projector are two calls: `vision_features` is what a
+    frozen tower's cache stores, and `project` maps it to LLM embeddings."""
 
+    @abstractmethod
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        config = self.model.config
-        layers = config.vision_feature_layer
-        tower = self.vision_tower
-        hidden = tower(pixel_values.to(next(tower.parameters()).dtype), output_hidden_states=True).hidden_states
-        chosen = [hidden[i] for i in ([layers] if isinstance(layers, int) else layers)]
-        if config.vision_feature_select_strategy == "default":
-            chosen = [states[:, 1:] for states in chosen]
-        return torch.cat(chosen, dim=-1)
+        """(I, 3, H, W) pixels -> (I, N, Dv) features selected from the tower, before the projector."""
+
+    def project(self, features_INDv: Tensor) -> Tensor:
+        """(I, N, Dv) -> (I, N, D) embeddings in the decoder's space."""
+        dtype = next(self.projector.parameters()).dtype
+        return self.projector(features_INDv.to(dtype))
+
+    def image_embeddings(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            features_INDv = self.vision_features(inputs["pixel_values"])
+        return self.project(features_INDv).flatten(0, 1)
 
 
-class FastVlmAdapter(Adapter):
-    """`FastVlmForConditionalGeneration`: a convolutional timm tower, whose (I, Dv, h, w) map becomes h*w tokens."""
-
-    def vision_features(self, pixel_values: Tensor) -> Tensor:
-        tower = self.vision_tower
-        features = tower(pixel_values.to(next(tower.parameters()).dtype)).last_hidden_state
-        return features.flatten(2).transpose(1, 2)
+def flat_features(features: Any) -> Tensor:
+    """Features of images, a tensor (I, N, D) or a list of (N, D), one after the other: (F, D)."""
+    return features.flatten(0, 1) if isinstance(features, Tensor) else torch.cat(list(features))
 
 
-FAMILIES = {"llava": LlavaAdapter, "fast_vlm": FastVlmAdapter}
+def check_image_count(written: int, produced: int) -> None:
+    """Refuse a processor whose number of image tokens is not that of the features. Raises ValueError."""
+    if written != produced:
+        raise ValueError(
+            f"wrong image-token count: the processor writes {written} image tokens, the vision tower and projector "
+            f"give {produced}; correct patch_size, num_additional_image_tokens or vision_feature_select_strategy in "
+            "the checkpoint's processor_config.json"
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -179,22 +289,21 @@ def find_adapter(model: nn.Module) -> Adapter:
 
     Raises `UnsupportedModelError` naming the known families, or the names near a missing part.
     """
+    from hacl.models.families import FAMILIES
+
     base = unwrap(model)
     family = getattr(base.config, "model_type", type(base).__name__)
     if family not in FAMILIES:
         raise UnsupportedModelError(
             f"no adapter for model_type {family!r} ({type(base).__name__}); known: {', '.join(sorted(FAMILIES))}"
         )
-    body = _part(base, "model")
-    language_model = _part(body, "language_model")
-    return FAMILIES[family](
-        model=base,
-        vision_tower=_part(body, "vision_tower"),
-        projector=_part(body, "multi_modal_projector"),
-        decoder=language_model,
-        lm_head=_part(base, "lm_head"),
-        image_token_id=base.config.image_token_id,
-    )
+    return FAMILIES[family].find(base)
+
+
+def _at(model: nn.Module, path: str) -> nn.Module:
+    for name in path.split("."):
+        model = _part(model, name)
+    return model
 
 
 def _part(module: nn.Module, name: str, kind: type[nn.Module] = nn.Module) -> nn.Module:
@@ -204,3 +313,25 @@ def _part(module: nn.Module, name: str, kind: type[nn.Module] = nn.Module) -> nn
     children = [child for child, _ in module.named_children()]
     near = difflib.get_close_matches(name, children, n=3, cutoff=0.3) or children[:5]
     raise UnsupportedModelError(f"{type(module).__name__} has no {name!r}; near names: {', '.join(near) or 'none'}")
+
+
+def _without(module: nn.Module, others: list[nn.Module]) -> list[nn.Module]:
+    """The module, or its parts where some of it is one of the others."""
+    if any(module is other for other in others):
+        return []
+    inside = set(module.modules())
+    if not any(other in inside for other in others):
+        return [module]
+    return [part for child in module.children() for part in _without(child, others)]
+
+
+def _joined(parts: list[nn.Module]) -> nn.Module:
+    return parts[0] if len(parts) == 1 else _Parts(parts)
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    return list(module) if isinstance(module, _Parts) else [module]
+
+
+class _Parts(nn.ModuleList):
+    """Parts of a model that lie apart; not a module of the model itself."""

@@ -8,20 +8,25 @@ LOCAL = ("sliding_attention", "chunked_attention")
 PREFIX_LM = ("paligemma",)
 
 
-def check_decoder(config: Any, *, longest: int, trees: bool, family: str = "", multiple: int = 1) -> None:
+def check_decoder(
+    config: Any, *, longest: int, trees: bool, family: str = "", multiple: int = 1, own_positions: bool = False
+) -> None:
     """Raise ValueError, naming the setting to change, where rows of several sequences are not exact for this decoder.
 
     config: of the decoder; longest: tokens of the longest sequence; trees: whether sequences branch; family: model type
-    of the whole multimodal model; multiple: what row lengths are rounded up to.
+    of the whole multimodal model; multiple: what row lengths are rounded up to; own_positions: whether the family's
+    adapter gives positions of several axes.
     """
-    reason = obstacle(config, longest=longest, family=family, multiple=multiple)
+    reason = obstacle(config, longest=longest, family=family, multiple=multiple, own_positions=own_positions)
     if reason is None:
         return
     form = "objective.form=eos_branch and objective.share_prefixes" if trees else "packed rows"
     raise ValueError(f"{form} would not be exact for a {config.model_type} decoder: {reason}")
 
 
-def obstacle(config: Any, *, longest: int, family: str = "", multiple: int = 1) -> str | None:
+def obstacle(
+    config: Any, *, longest: int, family: str = "", multiple: int = 1, own_positions: bool = False
+) -> str | None:
     """What keeps a token from depending on its own path alone, or None."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     recurrent = sorted(kinds - {"full_attention", *LOCAL})
@@ -40,7 +45,7 @@ def obstacle(config: Any, *, longest: int, family: str = "", multiple: int = 1) 
     if family in PREFIX_LM or is_bidirectional or getattr(config, "is_causal", True) is False:
         return "it attends in both directions within a prefix, so a state there depends on what follows it"
     for name in ("rope_parameters", "rope_scaling"):
-        if "mrope_section" in (getattr(config, name, None) or {}):
+        if not own_positions and "mrope_section" in (getattr(config, name, None) or {}):
             return "its rotary positions have several axes, which a row of one position per token cannot continue"
     limit = _constant_rotation(config)
     if limit is not None and limit < -(-longest // multiple) * multiple:

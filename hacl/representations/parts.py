@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hacl.models.adapters import FAMILIES, UnsupportedModelError, find_adapter, unwrap
+from hacl.models.adapters import UnsupportedModelError, find_adapter, unwrap
+from hacl.models.families import FAMILIES
 
 BLOCKS = ("layers", "h", "blocks", "block")
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")

@@ -111,7 +111,8 @@ def select_trainable(backbone: nn.Module, model: ModelConfig, *, masters: bool) 
             if trained[name]:
                 module.requires_grad_(True)
     if trained["vision"]:
-        _freeze_unread_vision_layers(adapter)
+        for module in adapter.unread():  # a sharded run would wait for their gradients in vain
+            module.requires_grad_(False)
     if masters:
         for parameter in backbone.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -142,22 +143,6 @@ def _add_lora(backbone: nn.Module, adapter: Adapter, model: ModelConfig) -> nn.M
         bias="none",
     )
     return get_peft_model(backbone, settings, autocast_adapter_dtype=False)
-
-
-def _freeze_unread_vision_layers(adapter: Adapter) -> None:
-    """Tower blocks after the selected feature layer get no gradient; a sharded run would wait for it in vain."""
-    layer = getattr(adapter.model.config, "vision_feature_layer", None)
-    stacks = [m for m in adapter.vision_tower.modules() if isinstance(m, nn.ModuleList)]
-    if layer is None or adapter.model.config.model_type != "llava" or not stacks:
-        return
-    blocks = max(stacks, key=len)
-    chosen = [layer] if isinstance(layer, int) else list(layer)
-    last = max(index if index >= 0 else len(blocks) + 1 + index for index in chosen)
-    for block in blocks[last:]:
-        block.requires_grad_(False)
-    for name, module in adapter.vision_tower.named_modules():
-        if name.endswith("post_layernorm"):
-            module.requires_grad_(False)
 
 
 def make_heads(hidden_size: int, objective: ObjectiveConfig, *, seed: int):

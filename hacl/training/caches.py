@@ -200,8 +200,8 @@ def wanted(config: Config) -> bool:
 def prepare(config: Config, inputs, model: HaclModel, stop: StopRequest | None = None) -> Stores:
     """Open the caches of a run and compute what they lack. `model` is not sharded. Every rank calls this.
 
-    Raises Stopped where `stop` was asked on any rank while they compute, and ConfigError where the tower trains or no
-    record has an image although train.cache_vision_features is set.
+    Raises Stopped where `stop` was asked on any rank while they compute, and ConfigError where the tower trains, no
+    record has an image or the family's tower cannot be run by itself although train.cache_vision_features is set.
     """
     train = config.train
     root = Path(train.cache_dir) if train.cache_dir else Path(train.output_dir) / "cache"
@@ -212,6 +212,11 @@ def prepare(config: Config, inputs, model: HaclModel, stop: StopRequest | None =
     if train.cache_vision_features:
         if not is_frozen(model.adapter.vision_tower):
             raise ConfigError("train.cache_vision_features=true, but model.learning_rate.vision > 0 changes them")
+        if not model.adapter.is_split:
+            raise ConfigError(
+                "train.cache_vision_features=true, but the features of a "
+                f"{model.adapter.model.config.model_type} model cannot be stored before its projector: set it to false"
+            )
         stores.features = _features(root, folder, inputs, model, device, stop)
     if train.text_cache is not None:
         from hacl.training.cache_text import open_text_cache
@@ -256,7 +261,6 @@ def vision_meta(folder: Path, inputs, model: HaclModel) -> dict:
 def _features(
     root: Path, folder: Path, inputs, model: HaclModel, device: torch.device, stop: StopRequest | None
 ) -> FeatureCache:
-    processor = inputs.processor.image_processor
     dtype = next(model.adapter.vision_tower.parameters()).dtype
     keys: dict[str, str] = {}
     for record in (*inputs.records, *inputs.eval_records):
@@ -271,8 +275,8 @@ def _features(
     @torch.no_grad()
     def compute(chosen: Sequence[str]) -> Tensor:
         images = [load_image(resolve_image(inputs.image_root, files[key])) for key in chosen]
-        pixels = [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
-        return model.adapter.vision_features(torch.stack(pixels).to(device, dtype)).cpu()
+        pixels = [inputs.encoder.images.tensors(image)["pixel_values"] for image in images]
+        return model.adapter.vision_features(torch.cat(pixels).to(device, dtype)).cpu()
 
     store = open_store(root, "vision", vision_meta(folder, inputs, model))
     store.extend(list(files), compute, batch=16, stop=stop)

@@ -17,10 +17,11 @@ from torch import nn
 
 from hacl.config import DataConfig, ObjectiveConfig
 from hacl.data.dataset import TrainingDataset
+from hacl.data.image_formats import BLANK
 from hacl.data.images import check_header, load_image, resolve_image
 from hacl.data.records import Record
 from hacl.data.templates import SequenceEncoder
-from hacl.models.adapters import find_adapter
+from hacl.models.adapters import check_image_count, find_adapter
 from hacl.training import runtime
 
 DECODED = 5_000
@@ -141,21 +142,20 @@ def check_samples(dataset: TrainingDataset, where: str, *, labels: bool, max_bad
 
 
 def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:
-    """Refuse a processor whose image-token count differs from what tower and projector produce."""
+    """Refuse a processor that makes other tensors of an image than the model takes, or whose image-token count differs
+    from what tower and projector produce."""
     adapter = find_adapter(backbone)
-    processor = encoder.processor
-    from PIL import Image
-
-    pixels = processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")["pixel_values"]
-    parameter = next(adapter.vision_tower.parameters())
-    with torch.no_grad():
-        produced = adapter.vision_features(pixels.to(parameter.device)).shape[1]
-    if produced != encoder.num_image_tokens:
+    names = encoder.images.format.names
+    if set(names) != set(adapter.inputs):
         raise ValueError(
-            f"wrong image-token count: the processor writes {encoder.num_image_tokens} tokens per image, the vision "
-            f"tower gives {produced}; correct patch_size, num_additional_image_tokens or "
-            "vision_feature_select_strategy in the checkpoint's processor_config.json"
+            f"{type(encoder.processor).__name__} makes {', '.join(names)} of an image, and a model of type "
+            f"{adapter.model.config.model_type} takes {', '.join(adapter.inputs)}; use the processor of the checkpoint"
         )
+    device = next(adapter.vision_tower.parameters()).device
+    blank = {name: tensor.to(device) for name, tensor in encoder.images.blank().items()}
+    with torch.no_grad():
+        produced = len(adapter.image_embeddings(blank))
+    check_image_count(written=encoder.images.ids(BLANK).count(encoder.image_token_id), produced=produced)
 
 
 def say(message: str) -> None:

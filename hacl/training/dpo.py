@@ -103,7 +103,8 @@ def build_dpo_trainer(
     policy = build.select_trainable(
         model, ModelConfig(learning_rate=LearningRates(**rates, heads=0.0), lora=lora), masters=True
     )
-    build.find_adapter(policy).vision_tower.register_forward_pre_hook(_stay_in_eval_mode)
+    for part in build.find_adapter(policy).groups()["vision"]:
+        part.register_forward_pre_hook(_stay_in_eval_mode)
     encoder = build.build_encoder(
         processor, DataConfig(template=settings.template, prompt=settings.prompt, max_length=settings.max_length)
     )

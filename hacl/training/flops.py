@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -196,25 +196,24 @@ def recording(*modules: nn.Module) -> Iterator[_Record]:
             handle.remove()
 
 
-def step_cost(adapter, heads, pixels: Tensor, *, layer: int | None = None, tokens: int = 4) -> StepCost:
+def step_cost(
+    adapter, heads, inputs: Mapping[str, Tensor] | None, *, layer: int | None = None, tokens: int = 4
+) -> StepCost:
     """Cost of each unit, from one small forward and backward pass of the model (best on the meta device: it is free).
 
-    pixels: (1, 3, H, W), one image as the processor makes it; layer: `objective.layer`. The model must be in the state
-    it trains in as far as `requires_grad` goes, without gradient checkpointing. Gradients of parameters stay as they
-    are.
+    inputs: the tensors of one image as the processor makes it, None to leave out what images cost; layer:
+    `objective.layer`. The model must be in the state it trains in as far as `requires_grad` goes, without gradient
+    checkpointing. Gradients of parameters stay as they are.
     """
     tower, decoder = adapter.vision_tower, adapter.decoder
     parts = [tower, adapter.projector, decoder, adapter.lm_head, *([heads] if heads is not None else [])]
-    frozen_tower = not any(p.requires_grad for p in tower.parameters())
     frozen_decoder = not any(p.requires_grad for p in decoder.parameters())
     before = [p for part in (tower, adapter.projector, adapter.embed_tokens) for p in part.parameters()]
     embeds = _embeds(adapter, tokens).requires_grad_(any(p.requires_grad for p in before))
     with recording(*parts) as record, torch.enable_grad():
-        with torch.no_grad() if frozen_tower else contextlib.nullcontext():
-            features = adapter.vision_features(pixels)
-        projected = adapter.project(features)
+        outputs = [] if inputs is None else [adapter.image_embeddings(inputs)]
         states, reads = _decode(adapter, embeds, layer)
-        outputs = [projected, adapter.logits(states)]
+        outputs.append(adapter.logits(states))
         image = text = Part()
         if heads is not None:
             start = len(record.calls)
@@ -236,7 +235,7 @@ def step_cost(adapter, heads, pixels: Tensor, *, layer: int | None = None, token
         vision=Part(
             vision.forward,
             vision.backward,
-            _beyond(adapter, tower, lambda: adapter.vision_features(pixels)),
+            0.0 if inputs is None else _beyond((tower, adapter.projector), lambda: adapter.image_embeddings(inputs)),
             trained / vision.forward if vision.forward else 0.0,
             vision.again,
         ),
@@ -269,9 +268,9 @@ def _scaled(part: Part, count: int) -> Part:
     return Part(part.forward / count, part.backward / count, again=part.again / count)
 
 
-def _beyond(adapter, module: nn.Module, call) -> float:
+def _beyond(modules: Sequence[nn.Module], call) -> float:
     """What torch counts in a forward pass beyond linear layers and convolutions: attention."""
-    with recording(module) as record, counting() as counter, torch.no_grad():
+    with recording(*modules) as record, counting() as counter, torch.no_grad():
         call()
     return max(0.0, counter.get_total_flops() - sum(layer.forward for layer in record.calls))
 
@@ -279,8 +278,7 @@ def _beyond(adapter, module: nn.Module, call) -> float:
 def _per_pair(adapter, tokens: int) -> float:
     """Attention of all blocks for one query and one key: what grows with the square of the tokens."""
     one, two = (
-        _beyond(adapter, adapter.decoder, lambda n=n: _decode(adapter, _embeds(adapter, n)))
-        for n in (tokens, 2 * tokens)
+        _beyond([adapter.decoder], lambda n=n: _decode(adapter, _embeds(adapter, n))) for n in (tokens, 2 * tokens)
     )
     return (two - 2 * one) / (2 * tokens**2)
 

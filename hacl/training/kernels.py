@@ -21,9 +21,14 @@ def prepare(adapter: Adapter, config: Config) -> None:
     """
     trees = makes_trees(config.objective)
     longest = max(config.data.max_length, config.data.max_caption_length) + 1
-    family = adapter.model.config.model_type
-    multiple = config.train.length_multiple
-    check_decoder(adapter.decoder.config, longest=longest, trees=trees, family=family, multiple=multiple)
+    check_decoder(
+        adapter.decoder.config,
+        longest=longest,
+        trees=trees,
+        family=adapter.model.config.model_type,
+        multiple=config.train.length_multiple,
+        own_positions=adapter.own_positions,
+    )
     check_loss(config.objective.lm_loss)
     attention.set_attention(adapter.decoder, implementation(config))
     if config.train.compile:

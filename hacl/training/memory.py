@@ -2,8 +2,9 @@
 
 States are counted from the parameters. Activations are followed through the forward and backward of a micro-batch whose
 tensors have shapes and no content, with the model as it trains: frozen parts, LoRA, mixed precision and gradient
-checkpointing need no formula. What kernels and libraries need beside tensors is not in it (a CUDA context is about
-half a GiB, and an allocator holds more than it has given out).
+checkpointing need no formula. Of a family whose tower and projector are not two calls, activations of the images are
+left out, as their shapes depend on content. What kernels and libraries need beside tensors is not in it (a CUDA context
+is about half a GiB, and an allocator holds more than it has given out).
 
 Shapes: I images, N image tokens, R packed rows, T tokens per row, D hidden size.
 """
@@ -150,6 +151,7 @@ class _Sizes:
     tokens: int
     labels: int
     images: int
+    features: int
     pixels: tuple[int, ...]
     masked: bool
 
@@ -157,7 +159,8 @@ class _Sizes:
     def of(cls, batch: dict[str, Tensor], pixels: tuple[int, ...]) -> _Sizes:
         rows, tokens = batch["input_ids"].shape
         masked = not is_plain(batch["segment_ids"], batch.get("subtree_end"))
-        return cls(rows, tokens, len(batch["label_target"]), max(1, count_work(batch).images), pixels, masked)
+        images, features = max(1, count_work(batch).images), len(batch["image_tokens"])
+        return cls(rows, tokens, len(batch["label_target"]), images, features, pixels, masked)
 
 
 def _train_mode(config: Config, backbone: nn.Module) -> None:
@@ -196,8 +199,12 @@ def _fake_inputs(config: Config, adapter: Adapter, sizes: _Sizes) -> dict[str, T
     found = {name: torch.zeros(shape, dtype=torch.long) for name in ("ids", "positions", "source")}
     found["labels"] = torch.zeros(sizes.labels, dtype=torch.long)
     dtype = next(adapter.vision_tower.parameters()).dtype
-    found["pixels"] = torch.zeros(sizes.images, *sizes.pixels, dtype=dtype)
-    if config.train.cache_vision_features:
+    if not adapter.is_split:
+        found["embeddings"] = torch.zeros(sizes.features, adapter.hidden_size, dtype=dtype)
+        found["embeddings"].requires_grad_(not is_frozen(adapter.projector))
+    else:
+        found["pixels"] = torch.zeros(sizes.images, *sizes.pixels, dtype=dtype)
+    if config.train.cache_vision_features and adapter.is_split:
         with torch.no_grad():
             found["features"] = adapter.vision_features(found.pop("pixels"))
     if sizes.masked:
@@ -216,15 +223,16 @@ def _loss_kind(config: Config) -> str:
 def _loss(adapter: Adapter, inputs: dict[str, Tensor], layer: int | None, kind: str) -> Tensor:
     """The parts of `HaclModel.forward` that hold memory; heads see a few vectors only, and the contrastive loss is in
     `contrast_bytes`."""
-    features = inputs.get("features")
-    if features is None:
-        with torch.no_grad() if is_frozen(adapter.vision_tower) else contextlib.nullcontext():
-            features = adapter.vision_features(inputs["pixels"])
-    projected = adapter.project(features).flatten(0, 1)
+    if "embeddings" in inputs:
+        projected = inputs["embeddings"]
+    elif "features" in inputs:
+        projected = adapter.project(inputs["features"]).flatten(0, 1)
+    else:
+        projected = adapter.image_embeddings({"pixel_values": inputs["pixels"]})
     embeds = adapter.embed(inputs["ids"])
     is_image = (inputs["source"] >= 0)[..., None]
     embeds = torch.where(is_image, projected[inputs["source"].clamp_min(0)].to(embeds.dtype), embeds)
-    del features, projected, is_image
+    del projected, is_image
     states, reads = adapter.decode(embeds, inputs.get("mask"), inputs["positions"], layer)
     del embeds
     losses = label_losses(states[inputs["labels"], inputs["labels"]], inputs["labels"], adapter.lm_head, kind)

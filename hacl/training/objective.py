@@ -4,7 +4,7 @@ The image representation is read in place from the generation sequence: in a cau
 token depends on the tokens up to it alone, so it equals the state of the sequence "prefix, image" run by itself.
 Captions and hallucinated captions are roots of their own in the same call (HACL, arXiv 2312.06968, runs four calls).
 
-Shapes: B samples, C captions and K hallucinated captions per sample, R packed rows, T tokens, I images, N image tokens,
+Shapes: B samples, C captions and K hallucinated captions per sample, R packed rows, T tokens, F image tokens,
 D hidden size, P contrastive size, V vocabulary, Nl label tokens, S labelled sequences.
 """
 
@@ -21,8 +21,8 @@ from transformers.utils import ModelOutput
 from hacl.data.collate import GENERATION, HALLUCINATED_GENERATION
 from hacl.losses.gather import Gather
 from hacl.losses.lm import likelihood_margin, sequence_log_likelihood
-from hacl.models.adapters import Adapter, find_adapter
-from hacl.models.attention import packed_attention, plain_attention
+from hacl.models.adapters import Adapter, check_image_count, find_adapter
+from hacl.models.attention import plain_attention
 from hacl.models.heads import ContrastiveHeads
 from hacl.models.reads import read_places, read_spans
 from hacl.training.build import make_heads
@@ -202,35 +202,14 @@ class HaclModel(PreTrainedModel):
     def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Packed batch -> states after the final norm and states to read representations from, both (R, T, D)."""
         adapter = self.adapter
-        source_RT = batch["image_source"]
         if "image_features" in batch:
-            features_INDv = batch["image_features"]
+            image_FW = adapter.project(batch["image_features"]).flatten(0, 1)
         else:
-            features_INDv = self._vision_features(batch["pixel_values"], is_blank=(source_RT < 0).all())
-        projected_IND = adapter.project(features_INDv)
-        if projected_IND.shape[1] != len(batch["image_tokens"]):
-            raise ValueError(
-                f"wrong image-token count: the processor writes {len(batch['image_tokens'])} tokens per image, the "
-                f"vision tower and projector give {projected_IND.shape[1]}; correct patch_size, "
-                "num_additional_image_tokens or vision_feature_select_strategy in processor_config.json"
-            )
-        flat_ND = projected_IND.flatten(0, 1)
-        embeds_RTD = adapter.embed(batch["input_ids"])
-        is_image_RT1 = (source_RT >= 0)[..., None]
-        embeds_RTD = torch.where(is_image_RT1, flat_ND[source_RT.clamp_min(0)].to(embeds_RTD.dtype), embeds_RTD)
-        implementation = adapter.decoder.config._attn_implementation
-        attention = packed_attention(implementation, batch["segment_ids"], batch.get("subtree_end"), embeds_RTD.dtype)
-        return adapter.decode(embeds_RTD, attention, batch["position_ids"], self.objective.layer)
-
-    def _vision_features(self, pixel_values: Tensor, *, is_blank: Tensor) -> Tensor:
-        """As the adapter's. is_blank: whether no token reads them, 0-d; a blank image moves no running statistics."""
-        if is_frozen(self.adapter.vision_tower):
-            with torch.no_grad():
-                return self.adapter.vision_features(pixel_values)
-        buffers = WrittenBuffers(self.adapter.vision_tower)
-        features_INDv = self.adapter.vision_features(pixel_values)
-        buffers.restore(where=is_blank)
-        return features_INDv
+            buffers = WrittenBuffers(adapter.vision_tower)
+            image_FW = adapter.image_embeddings(adapter.image_inputs(batch))
+            buffers.restore(where=(batch["image_source"] < 0).all())  # a blank image moves no running statistics
+        check_image_count(written=len(batch["image_tokens"]), produced=len(image_FW))
+        return adapter.decode_batch(batch, image_FW, self.objective.layer)
 
     def read(self, states_RTD: Tensor, batch: dict[str, Tensor]) -> Representations:
         """Pooled image, caption and hallucinated-caption states; constant text is detached or comes from the batch."""

@@ -70,11 +70,14 @@ def read_model_config(model: ModelConfig) -> Any:
 
 
 def cost_of(config: Config, model: Outline, processor: Any) -> StepCost:
-    """Cost of each unit with images as the processor makes them."""
-    tower = model.adapter.vision_tower
-    pixels = torch.empty(1, *image_shape(processor), dtype=next(tower.parameters()).dtype, device="meta")
+    """Cost of each unit with images as the processor makes them; without that of images where tower and projector are
+    not two calls (their tensors have a content that shapes depend on)."""
+    inputs = None
+    if model.adapter.is_split:
+        dtype = next(model.adapter.vision_tower.parameters()).dtype
+        inputs = {"pixel_values": torch.empty(1, *image_shape(processor), dtype=dtype, device="meta")}
     with torch.device("meta"):
-        return step_cost(model.adapter, model.heads, pixels, layer=config.objective.layer)
+        return step_cost(model.adapter, model.heads, inputs, layer=config.objective.layer)
 
 
 def image_shape(processor: Any) -> tuple[int, ...]:
@@ -96,9 +99,12 @@ def execution(config: Config, model: Outline) -> Execution:
 
 
 def utilisation(config: Config, processor: Any) -> Utilisation | None:
-    """How `mfu` and `hfu` of a run are measured, or None where the peak of the device is not known."""
+    """How `mfu` and `hfu` of a run are measured, or None where the peak of the device or the cost of an image is not
+    known."""
     peak = peak_tflops(config.log.peak_tflops, bf16=config.train.bf16)
     if peak is None:
         return None
     model = outline(config)
+    if not model.adapter.is_split:
+        return None
     return Utilisation(cost_of(config, model, processor), peak * 1e12, execution(config, model))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hacl.config import ObjectiveConfig
 from hacl.data.collate import PackedCollator
 from hacl.data.dataset import Sample
+from hacl.data.image_formats import ImageFormat
 from hacl.data.templates import EncodedSequence
 from hacl.losses.contrastive import contrastive_loss
 from hacl.models import attention
@@ -80,6 +81,7 @@ class _Encoder:
     """What a collator asks of an encoder, for sequences that are already tokens."""
 
     eos = [EOS]
+    images = Namespace(format=ImageFormat())
     tokenizer = Namespace(pad_token_id=0, eos_token_id=EOS)
 
     def __init__(self, case: Case):
@@ -137,7 +139,7 @@ def make_samples(case: Case, roots: Sequence, *, contrastive: bool) -> list[Samp
     for index, (caption, *hallucinated) in enumerate(roots):
         ids = [BOS, *[case.image_id] * case.image_tokens, *caption[1:]]
         labels = [False] * (case.image_tokens + 1) + [True] * (len(caption) - 1)
-        pixels = torch.randn(3, side, side, generator=generator).to(case.dtype)
+        pixels = {"pixel_values": torch.randn(3, side, side, generator=generator).to(case.dtype)[None]}
         span = [(1, case.image_tokens + 1)]
         sample = Sample(index, str(index), ["-"], [pixels], EncodedSequence(ids, labels, span), image_id=index)
         if contrastive:
@@ -243,7 +245,7 @@ class Variants:
             twin.adapter.vision_tower.requires_grad_(False)
             side = self.case.size.pixels
             pixels = torch.empty(1, 3, side, side, dtype=self.case.dtype)
-            return step_cost(twin.adapter, twin.heads, pixels)
+            return step_cost(twin.adapter, twin.heads, {"pixel_values": pixels})
 
     def _placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.case.device) for name, tensor in batch.items()}

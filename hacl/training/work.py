@@ -3,7 +3,7 @@
 A context is a token together with all it can see: the node of a trie. Sequences that begin alike share their contexts,
 stored once or not, so a beginning that is packed twice is counted once.
 
-Shapes: R packed rows, T tokens per row, N image tokens.
+Shapes: R packed rows, T tokens per row, F image tokens.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def count_work(batch: dict[str, Tensor]) -> Work:
     context_RT = _sum_over_branch(names_RT, ends_RT, is_token)
     _, first = np.unique(context_RT[is_token], return_index=True)
     depth, is_text = depth_RT[is_token], seen_images_RT[is_token] == 0
-    has_pixels = "pixel_values" in batch
-    images = len(np.unique(source_RT[source_RT >= 0] // len(batch["image_tokens"])))
-    images_run = len(batch["pixel_values" if has_pixels else "image_features"])
+    has_pixels = "image_features" not in batch
+    image_F = batch["image_tokens"].numpy()
+    images, images_run = len(np.unique(image_F[source_RT[source_RT >= 0]])), len(np.unique(image_F))
     reads, slots = _reads(batch)
     return Work(
         batches=1,

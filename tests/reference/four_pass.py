@@ -12,7 +12,7 @@ def states_of(model, ids, pixels, layer):
     """States (T, D) of one sequence run alone through the stock model: (after the final norm, at `layer`)."""
     inputs = {"input_ids": torch.tensor([ids])}
     if pixels:
-        inputs["pixel_values"] = torch.stack(pixels)
+        inputs["pixel_values"] = torch.cat([image["pixel_values"] for image in pixels])
     output = model.model(**inputs, output_hidden_states=True, use_cache=False)
     final = output.last_hidden_state[0]
     if layer is None:

@@ -71,7 +71,7 @@ def content(sample):
         sample.record_id,
         tuple(sample.caption_keys),
         sample.skipped,
-        [pixels.sum().item() for pixels in sample.pixels],
+        [image["pixel_values"].sum().item() for image in sample.pixels],
     )
 
 

@@ -96,7 +96,7 @@ def test_cached_features_and_states_are_those_of_the_model(run):
     stores = caches.prepare(config, inputs, model)
     dataset = caches_dataset(config, inputs)
     paths = [dataset[i].image_paths[0] for i in (4, 0, 4)]
-    pixels = torch.stack([dataset[i].pixels[0] for i in (4, 0, 4)])
+    pixels = torch.cat([dataset[i].pixels[0]["pixel_values"] for i in (4, 0, 4)])
     with torch.no_grad():
         live = model.adapter.vision_features(pixels)
     torch.testing.assert_close(stores.features.lookup(paths), live, rtol=1e-5, atol=1e-5)

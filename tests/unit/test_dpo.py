@@ -99,7 +99,7 @@ def test_the_pairs_are_those_that_the_margin_arm_sees(data, processor):
                 kept = batch["attention_mask"][row].bool()
                 assert batch["input_ids"][row][kept].tolist() == sequence.ids
                 assert batch["completion_mask"][row][kept].bool().tolist() == sequence.is_label
-            assert torch.equal(batch["pixel_values"][i], sample.pixels[0])
+            assert torch.equal(batch["pixel_values"][i], sample.pixels[0]["pixel_values"][0])
 
 
 def test_a_run_sees_every_record_once_per_epoch_in_an_order_of_its_seed():

@@ -43,7 +43,7 @@ def prepare(folder, root, records=None, trained="everything", **settings):
     plain, _, batch = build(folder, root, records, dtype=torch.float32, **settings)
     backbone = builders.select_trainable(plain.backbone, TRAINED[trained], masters=False)
     model = HaclModel(backbone, plain.objective).train()
-    return model, batch, step_cost(model.adapter, model.heads, batch["pixel_values"][:1])
+    return model, batch, step_cost(model.adapter, model.heads, {"pixel_values": batch["pixel_values"][:1]})
 
 
 def counted(call):
@@ -80,7 +80,7 @@ def test_it_does_so_for_convolutional_towers_and_other_decoders(tiny_fast_vlm, w
     )
     _, batch, _ = prepare(wide, tmp_path)
     model = HaclModel(LlavaForConditionalGeneration(qwen), ObjectiveConfig(num_hallucinated=1)).train()
-    assert_counted(model, batch, step_cost(model.adapter, model.heads, batch["pixel_values"][:1]))
+    assert_counted(model, batch, step_cost(model.adapter, model.heads, {"pixel_values": batch["pixel_values"][:1]}))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2"])
@@ -227,7 +227,7 @@ def test_llava_at_full_size_costs_what_the_literature_of_its_parts_says():
         backbone = AutoModelForImageTextToText.from_config(llava_config(Size(), 32000), dtype=torch.bfloat16)
         adapter = find_adapter(backbone)
         adapter.vision_tower.requires_grad_(False)
-        cost = step_cost(adapter, None, torch.empty(1, 3, 336, 336, dtype=torch.bfloat16))
+        cost = step_cost(adapter, None, {"pixel_values": torch.empty(1, 3, 336, 336, dtype=torch.bfloat16)})
     weights = sum(p.numel() for p in adapter.blocks.parameters() if p.dim() == 2)
     assert cost.decoder.forward == 2 * weights and cost.decoder.backward == 4 * weights
     assert cost.attention.attention == 4 * 4096 * 32

@@ -84,7 +84,7 @@ def build(
     dataset = TrainingDataset(records, encoder, image_root=image_root, objective=objective, seed=0)
     samples = [dataset[i] for i in range(len(dataset))]
     for sample in samples:
-        sample.pixels = [image.to(dtype) for image in sample.pixels]
+        sample.pixels = [{name: tensor.to(dtype) for name, tensor in image.items()} for image in sample.pixels]
     model = HaclModel(backbone, objective).to(dtype).train()
     batch = PackedCollator(encoder, objective, share_rows=share_rows)(samples)
     return model, samples, batch

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hacl.config import Config, load_config
-from hacl.models.adapters import FAMILIES
+from hacl.models.families import FAMILIES
 from tests.unit.test_documents import commands_of, script_call
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -202,7 +202,7 @@ def test_images_of_two_sources_under_one_name_are_not_confused(tmp_path, tiny_ll
     )
     made = stream(open_source([str(tmp_path / name / "s-000000.tar") for name in "xy"]), batch_size=2, seed=None)
     black, white = StreamDataset(made, samples, 1).__getitems__([0])
-    assert black.pixels[0].max() < 0 < white.pixels[0].min()
+    assert black.pixels[0]["pixel_values"].max() < 0 < white.pixels[0]["pixel_values"].min()
 
 
 class Names:
@@ -295,7 +295,10 @@ def test_batches_of_samples_depend_on_their_number_alone(tmp_path, tiny_llava, w
 
     def read(numbers):
         loader = DataLoader(dataset(), batch_sampler=[[n] for n in numbers], num_workers=workers, collate_fn=list)
-        return [[(s.record_id, tuple(s.caption_keys), tuple(s.pixels[0].shape)) for s in batch] for batch in loader]
+        return [
+            [(s.record_id, tuple(s.caption_keys), tuple(s.pixels[0]["pixel_values"].shape)) for s in batch]
+            for batch in loader
+        ]
 
     whole = read(range(15))
     plain, drawn, memory = stream(open_source(str(path))), set(), samples_of(read_records(path))

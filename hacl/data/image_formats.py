@@ -1,0 +1,161 @@
+"""What the stock processor of a family writes for an image in a text, and which tensors it makes of the image.
+
+Both are found by running the processor, never by computing its expansion anew. The tokens of an image depend on its
+(width, height) alone, so they are found on a blank image of that size, once for each; where a family writes one number
+whatever the shape, no image needs to be opened to know the length of a sequence.
+
+Shapes: I images, F image tokens of all images of a batch, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+Pixels = dict[str, Tensor]
+BLANK = (32, 32)  # (width, height) of the image that stands in a batch without one
+PROBES = ((64, 48), (48, 96))  # shapes for which a family with one number of tokens must write the same
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """The image side of a processor's class.
+
+    names: tensors of an image that the model is called with, each with a first dimension that several images are
+    concatenated along; mark: what a text holds for an image, None for the processor's image token; token: the token
+    whose embedding gives way to image features, None for the processor's image token; by_shape: whether the number of
+    tokens depends on the image's shape; pads: whether tensors of several images are padded with zeros to one shape.
+    """
+
+    names: tuple[str, ...] = ("pixel_values",)
+    mark: str | None = None
+    token: str | None = None
+    by_shape: bool = False
+    pads: bool = False
+
+    def mark_ids(self, processor: Any) -> list[int]:
+        """Tokens of the mark of an image, which a chat template writes and `written` replaces."""
+        return processor.tokenizer(self._mark(processor), add_special_tokens=False)["input_ids"]
+
+    def token_id(self, processor: Any) -> int:
+        """The token that carries image features."""
+        if self.token is None:
+            return processor.image_token_id
+        return processor.tokenizer.convert_tokens_to_ids(self.token)
+
+    def written(self, processor: Any, size: tuple[int, int]) -> list[int]:
+        """What the processor writes in place of the mark of an image of this (width, height): markers, tokens of rows
+        and columns, line ends and all."""
+        blank = Image.new("RGB", size)
+        made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
+        return [int(token) for token in made["input_ids"][0]]
+
+    def tensors(self, processor: Any, image: Image.Image) -> Pixels:
+        """The tensors `names` of one image."""
+        made = processor.image_processor(image, return_tensors="pt")
+        return {name: made[name] for name in self.names}
+
+    def collate(self, images: Sequence[Pixels]) -> Pixels:
+        """The tensors of several images in order, as the model takes them in one call."""
+        return {name: self._concatenated([image[name] for image in images]) for name in self.names}
+
+    def _concatenated(self, tensors: list[Tensor]) -> Tensor:
+        shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+        if len(shapes) == 1:
+            return torch.cat(tensors)
+        if not self.pads:
+            raise ValueError(f"images of one batch have different shapes after processing: {sorted(shapes)}")
+        largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        return torch.cat([_padded(tensor, largest) for tensor in tensors])
+
+    def _mark(self, processor: Any) -> str:
+        return processor.image_token if self.mark is None else self.mark
+
+
+def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:
+    """Zeros behind every dimension but the first, up to the sizes given."""
+    widths = [wanted - size for wanted, size in zip(largest, tensor.shape[1:], strict=True)]
+    return F.pad(tensor, [end for width in reversed(widths) for end in (0, width)])
+
+
+TILES = ImageFormat(names=("pixel_values", "pixel_attention_mask"), by_shape=True, pads=True)
+QWEN = ImageFormat(
+    names=("pixel_values", "image_grid_thw"), mark="<|vision_start|><|image_pad|><|vision_end|>", by_shape=True
+)
+FORMATS: dict[str, ImageFormat] = {
+    "LlavaProcessor": ImageFormat(),
+    "LlavaNextProcessor": ImageFormat(names=("pixel_values", "image_sizes"), by_shape=True, pads=True),
+    "Idefics3Processor": TILES,
+    "SmolVLMProcessor": TILES,
+    "Qwen2VLProcessor": QWEN,
+    "Qwen2_5_VLProcessor": QWEN,
+    "Qwen3VLProcessor": QWEN,
+}
+
+
+def find_format(processor: Any) -> ImageFormat:
+    """The format of a processor's class, or of a class it derives from; of an unknown one that of LLaVA."""
+    known = (FORMATS[cls.__name__] for cls in type(processor).__mro__ if cls.__name__ in FORMATS)
+    return next(known, FORMATS["LlavaProcessor"])
+
+
+class ImageText:
+    """The image format of one processor, with the tokens of each size of image found once.
+
+    Raises ValueError where a family of one number of tokens writes several, or the processor writes no image token.
+    """
+
+    KEPT = 512  # sizes
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        self.format = find_format(processor)
+        self.token_id = self.format.token_id(processor)
+        self.mark_ids = self.format.mark_ids(processor)
+        self._found: dict[tuple[int, int], list[int]] = {}
+        self.fixed: list[int] | None = None
+        if not self.format.by_shape:
+            written = [self.format.written(processor, size) for size in PROBES]
+            counts = {ids.count(self.token_id) for ids in written}
+            if len(counts) != 1:
+                raise ValueError(
+                    f"the processor writes {sorted(counts)} image tokens for different shapes; expected one number"
+                )
+            self.fixed = written[0]
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Image tokens of every image, None where they depend on its shape."""
+        return None if self.fixed is None else self.fixed.count(self.token_id)
+
+    def ids(self, size: tuple[int, int] | None = None) -> list[int]:
+        """Tokens written for an image of this (width, height), which only families by shape need.
+
+        Raises ValueError where it is needed and not given.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        if size is None:
+            raise ValueError(
+                f"{type(self.processor).__name__} writes as many tokens for an image as its shape asks for; give its "
+                "tokens (SequenceEncoder.images.ids(image.size))"
+            )
+        if size not in self._found:
+            while len(self._found) >= self.KEPT:
+                del self._found[next(iter(self._found))]
+            self._found[size] = self.format.written(self.processor, size)
+        return self._found[size]
+
+    def tensors(self, image: Image.Image) -> Pixels:
+        """What the model is called with for one image."""
+        return self.format.tensors(self.processor, image)
+
+    def blank(self) -> Pixels:
+        """The tensors of the image that stands in a batch without one."""
+        return self.tensors(Image.new("RGB", BLANK))
