@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hacl.config import Config, to_dict
-from hacl.models.original_llava import ACTIVATIONS, temperature_of, to_original, to_stock
+from hacl.models.original_llava import ACTIVATIONS, StockWeights, temperature_of, to_original, to_stock
 from hacl.training.export import SIDECAR
 from hacl.training.original_folders import PROJECTOR_FILE, read_original
 from hacl.training.weights import HEADS
@@ -49,11 +50,8 @@ def import_original(
 
     Raises ValueError or FileNotFoundError for what does not fit; nothing is left at `out` then.
     """
-    from transformers import LlavaForConditionalGeneration
-
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists; remove it or choose another --out")
+    refuse_existing(out)
     config, tensors = read_original(folder, base)
     _check(config, folder)
     found = to_stock(tensors)
@@ -62,18 +60,38 @@ def import_original(
     vision = vision or config.get("mm_vision_tower") or config.get("vision_tower")
     if not vision:
         raise ValueError(f"{folder}/config.json names no mm_vision_tower; say where the CLIP checkpoint is (--vision)")
-    tower, processor = _tower_and_processor(config, folder if base is None else base, vision)
+    return write_stock(config, found, out, vision=vision, tokenizer=folder if base is None else base, dtype=dtype)
+
+
+def write_stock(
+    config: dict[str, Any],
+    found: StockWeights,
+    out: Path,
+    *,
+    vision: str | Path,
+    tokenizer: str | Path,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Write a folder of the stock LLaVA class from its parts. Returns a summary.
+
+    config: of the decoder, with the `mm_` entries of an original folder; found: weights of decoder and projector, and
+    of a tower or not; vision: CLIP checkpoint; tokenizer: folder of the decoder's; dtype: None keeps that of the
+    embeddings. Nothing is left at `out` where it fails.
+    """
+    from transformers import LlavaForConditionalGeneration
+
+    tower, processor = _tower_and_processor(config, tokenizer, vision)
     if not any(name.startswith("model.vision_tower.") for name in found.state):
         found.state.update({f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()})
     vocabulary = max(len(processor.tokenizer), len(found.state[EMBEDDINGS]))
     vocabulary += -vocabulary % MULTIPLE
     stock = _stock_config(config, found.projector, tower.config, processor, vocabulary)
-    rows = _enlarge(found.state, vocabulary)
+    rows = enlarge(found.state, vocabulary, (EMBEDDINGS, "lm_head.weight"))
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(stock)
     kept = dtype or found.state[EMBEDDINGS].dtype
-    _load(model, {name: tensor.to(kept) for name, tensor in found.state.items()}, folder)
-    _generation(model, processor)
+    fill(model, {name: tensor.to(kept) for name, tensor in found.state.items()})
+    set_special_tokens(model, processor)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
         model.save_pretrained(temporary)
@@ -101,8 +119,7 @@ def export_original(
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     folder, out = Path(folder), Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists; remove it or choose another --out")
+    refuse_existing(out)
     model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
     if model.config.model_type != "llava":
         raise ValueError(f"{folder}: a {model.config.model_type} model; the original layout is LLaVA's")
@@ -130,6 +147,12 @@ def export_original(
 # Stock side
 
 
+def refuse_existing(out: Path) -> None:
+    """Raises FileExistsError for a path that is taken."""
+    if out.exists():
+        raise FileExistsError(f"{out} exists; remove it or choose another --out")
+
+
 def _check(config: dict[str, Any], folder: Path | str) -> None:
     if config.get("mm_use_im_start_end"):
         raise ValueError(f"{folder}: mm_use_im_start_end puts marks around images, which the stock class does not do")
@@ -138,9 +161,17 @@ def _check(config: dict[str, Any], folder: Path | str) -> None:
         raise ValueError(f"{folder}: mm_vision_select_feature={feature!r}; known: {', '.join(FEATURES)}")
 
 
-def _tower_and_processor(config: dict[str, Any], tokenizer_folder: Path | str, vision: str):
+def add_image_token(tokenizer, image: str = "<image>") -> None:
+    """Give a text-only tokenizer, in place, a token for images, and one for padding where it has none of its own."""
+    from transformers import AddedToken
+
+    tokenizer.add_tokens(AddedToken(image, special=True, normalized=False), special_tokens=True)
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.unk_token:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+
+
+def _tower_and_processor(config: dict[str, Any], tokenizer_folder: Path | str, vision: str | Path):
     from transformers import (
-        AddedToken,
         AutoTokenizer,
         CLIPImageProcessor,
         CLIPVisionModel,
@@ -153,9 +184,7 @@ def _tower_and_processor(config: dict[str, Any], tokenizer_folder: Path | str, v
     if config.get("image_aspect_ratio") == "pad":
         images = LlavaImageProcessor(**{**_settings(images), "do_pad": True})
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    tokenizer.add_tokens(AddedToken("<image>", special=True, normalized=False), special_tokens=True)
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.unk_token:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    add_image_token(tokenizer)
     processor = LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
@@ -190,10 +219,10 @@ def _stock_config(config: dict[str, Any], projector: str, vision, processor, voc
     )
 
 
-def _enlarge(state: dict[str, Tensor], rows: int) -> int:
-    """Give both tables `rows` rows; new ones are the mean row, whose logit is never the largest. Returns how many."""
+def enlarge(state: dict[str, Tensor], rows: int, tables: Sequence[str]) -> int:
+    """Give the tables `rows` rows; new ones are the mean row, whose logit is never the largest. Returns how many."""
     added = 0
-    for name in (EMBEDDINGS, "lm_head.weight"):
+    for name in tables:
         table_VD = state[name]
         added = rows - len(table_VD)
         mean_D = table_VD.float().mean(dim=0).to(table_VD.dtype)
@@ -201,16 +230,22 @@ def _enlarge(state: dict[str, Tensor], rows: int) -> int:
     return added
 
 
-def _load(model, state: dict[str, Tensor], where: Path | str) -> None:
+def fill(model, state: dict[str, Tensor]) -> None:
+    """Give a model on the meta device its weights. Raises ValueError where there are too few or too many of them."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    odd = [name for name, tensor in state.items() if name in shapes and tuple(tensor.shape) != shapes[name]]
+    if odd:
+        raise ValueError(
+            f"weights do not fit the model: {odd[0]} is {tuple(state[odd[0]].shape)}, expected {shapes[odd[0]]}"
+        )
     result = model.load_state_dict(state, strict=False, assign=True)
     if result.missing_keys or result.unexpected_keys:
         raise ValueError(
-            f"{where}: weights do not fill the model: missing {result.missing_keys[:3]}, "
-            f"unexpected {result.unexpected_keys[:3]}"
+            f"weights do not fill the model: missing {result.missing_keys[:3]}, unexpected {result.unexpected_keys[:3]}"
         )
 
 
-def _generation(model, processor) -> None:
+def set_special_tokens(model, processor) -> None:
     """Special tokens of the tokenizer, where generation looks for them."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(processor.tokenizer, name))

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from hacl.models.foreign import load_foreign
-from hacl.models.original_llava import merge_lora
+from hacl.models.original_llava import LM_HEAD, merge_lora
 
 PROJECTOR_FILE, TRAINABLES, ADAPTER_CONFIG = "mm_projector", "non_lora_trainables", "adapter_config.json"
 OTHER_LORA = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def read_original(folder: Path | str, base: Path | str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -26,18 +27,16 @@ def read_original(folder: Path | str, base: Path | str | None = None) -> tuple[d
     Raises FileNotFoundError without weights, ValueError where they are not whole.
     """
     folder = Path(folder)
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if (folder / ADAPTER_CONFIG).is_file():
         tensors = {**_base_tensors(folder, base), **_trainables(folder)}
-        settings = _json(folder / ADAPTER_CONFIG)
-        odd = [
-            n for n in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out") if settings.get(n)
-        ]
+        settings = read_json(folder / ADAPTER_CONFIG)
+        odd = [name for name in OTHER_LORA if settings.get(name)]
         if odd:
             raise ValueError(f"{folder / ADAPTER_CONFIG}: {', '.join(odd)} is not supported; merge it with PEFT first")
         adapter = _named(folder, "adapter_model")
         return config, merge_lora(tensors, adapter, rank=settings["r"], alpha=settings["lora_alpha"])
-    whole = _whole(folder)
+    whole = read_model(folder)
     if whole:
         return config, whole
     projector = _named(folder, PROJECTOR_FILE)
@@ -46,7 +45,8 @@ def read_original(folder: Path | str, base: Path | str | None = None) -> tuple[d
     return config, {**_base_tensors(folder, base), **_prefixed(projector)}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, and ValueError for anything else."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; an original folder has it beside its weights")
     try:
@@ -58,43 +58,64 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+def read_tensors(path: Path, prefixes: tuple[str, ...] = ("",), inside: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The tensors of a weight file whose names start with one of `prefixes`.
 
+    inside: keys under which a pickled training checkpoint may keep its state dict, beside other plain data.
+
+    Raises FileNotFoundError, and ValueError for a file that is not a state dict.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return _safe_tensors(path, prefixes)
     content = load_foreign(path, "not a state dict of tensors alone")
+    if isinstance(content, dict):
+        content = next((content[key] for key in inside if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: not a state dict of tensors alone")
-    return content
+    return {name: tensor for name, tensor in content.items() if name.startswith(prefixes)}
+
+
+def _safe_tensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or incomplete ({error}); copy it again") from error
 
 
 def _named(folder: Path, stem: str) -> dict[str, Tensor]:
     for suffix in ("safetensors", "bin"):
         if (folder / f"{stem}.{suffix}").is_file():
-            return _open(folder / f"{stem}.{suffix}")
+            return read_tensors(folder / f"{stem}.{suffix}")
     return {}
 
 
-def _whole(folder: Path) -> dict[str, Tensor]:
-    """All shards of a whole model, {} where there are none."""
+def read_model(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """The tensors of a whole model, in one file or in shards, whose names start with one of `prefixes`.
+
+    {} where the folder holds no weights. Raises ValueError where shards are missing.
+    """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            names = _json(index).get("weight_map")
+            names = read_json(index).get("weight_map")
             if not isinstance(names, dict):
                 raise ValueError(f"{index}: no weight_map")
             tensors = {}
             for shard in sorted(set(names.values())):
                 if Path(shard).name != shard:
                     raise ValueError(f"{index}: {shard!r} is no file of this folder")
-                tensors.update(_open(folder / shard))
-            missing = sorted(set(names) - set(tensors))
+                tensors.update(read_tensors(folder / shard, prefixes))
+            missing = sorted(name for name in set(names) - set(tensors) if name.startswith(prefixes))
             if missing:
                 raise ValueError(f"{folder}: {len(missing)} weights of {index.name} are in no shard, as {missing[0]}")
             return tensors
         if (folder / f"{stem}.{suffix}").is_file():
-            return _open(folder / f"{stem}.{suffix}")
+            return read_tensors(folder / f"{stem}.{suffix}", prefixes)
     return {}
 
 
@@ -116,7 +137,25 @@ def _trainables(folder: Path) -> dict[str, Tensor]:
 def _base_tensors(folder: Path, base: Path | str | None) -> dict[str, Tensor]:
     if base is None:
         raise ValueError(f"{folder} holds no whole model; give the folder of its language model with --base")
-    tensors = _whole(Path(base))
+    return read_language_model(base)[1]
+
+
+def read_language_model(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config.json, tensors) of a text-only checkpoint of the Llama family.
+
+    A table that serves as LM head as well comes under both names, because a stock LLaVA has two.
+
+    Raises FileNotFoundError without weights, ValueError for another kind of model.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "llama":
+        raise ValueError(
+            f"{folder}: a model of type {config.get('model_type')!r}; the decoder must be a Llama (Vicuna)"
+        )
+    tensors = read_model(folder)
     if not tensors:
-        raise FileNotFoundError(f"{base}: no model*.safetensors or pytorch_model*.bin in it")
-    return tensors
+        raise FileNotFoundError(f"{folder}: no model*.safetensors or pytorch_model*.bin in it")
+    if config.get("tie_word_embeddings") and EMBEDDINGS in tensors:
+        tensors.setdefault(LM_HEAD, tensors[EMBEDDINGS])
+    return config, tensors
