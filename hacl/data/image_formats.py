@@ -30,7 +30,9 @@ class ImageFormat:
     names: tensors of an image that the model is called with, each with a first dimension that several images are
     concatenated along; mark: what a text holds for an image, None for the processor's image token; token: the token
     whose embedding gives way to image features, None for the processor's image token; by_shape: whether the number of
-    tokens depends on the image's shape; pads: whether tensors of several images are padded with zeros to one shape.
+    tokens depends on the image's shape; pads: whether tensors of several images are padded with zeros to one shape;
+    token_types: inputs with one value per token that the stock forward pass needs: in an image what the processor gives,
+    elsewhere 0 up to the answer and then `answer_type`.
     """
 
     names: tuple[str, ...] = ("pixel_values",)
@@ -38,6 +40,8 @@ class ImageFormat:
     token: str | None = None
     by_shape: bool = False
     pads: bool = False
+    token_types: tuple[str, ...] = ()
+    answer_type: int = 0
 
     def mark_ids(self, processor: Any) -> list[int]:
         """Tokens of the mark of an image, which a chat template writes and `written` replaces."""
@@ -55,6 +59,14 @@ class ImageFormat:
         blank = Image.new("RGB", size)
         made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
         return [int(token) for token in made["input_ids"][0]]
+
+    def written_types(self, processor: Any, size: tuple[int, int]) -> dict[str, list[int]]:
+        """`token_types` of the tokens that `written` gives."""
+        if not self.token_types:
+            return {}
+        blank = Image.new("RGB", size)
+        made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
+        return {name: [int(value) for value in made[name][0]] for name in self.token_types}
 
     def tensors(self, processor: Any, image: Image.Image) -> Pixels:
         """The tensors `names` of one image."""
@@ -86,7 +98,10 @@ def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:
 
 TILES = ImageFormat(names=("pixel_values", "pixel_attention_mask"), by_shape=True, pads=True)
 QWEN = ImageFormat(
-    names=("pixel_values", "image_grid_thw"), mark="<|vision_start|><|image_pad|><|vision_end|>", by_shape=True
+    names=("pixel_values", "image_grid_thw"),
+    mark="<|vision_start|><|image_pad|><|vision_end|>",
+    by_shape=True,
+    token_types=("mm_token_type_ids",),
 )
 FORMATS: dict[str, ImageFormat] = {
     "LlavaProcessor": ImageFormat(),
@@ -103,6 +118,11 @@ def find_format(processor: Any) -> ImageFormat:
     """The format of a processor's class, or of a class it derives from; of an unknown one that of LLaVA."""
     known = (FORMATS[cls.__name__] for cls in type(processor).__mro__ if cls.__name__ in FORMATS)
     return next(known, FORMATS["LlavaProcessor"])
+
+
+def has_format(processor: Any) -> bool:
+    """Whether the format of a processor's class is known."""
+    return any(cls.__name__ in FORMATS for cls in type(processor).__mro__)
 
 
 class ImageText:
@@ -151,6 +171,21 @@ class ImageText:
                 del self._found[next(iter(self._found))]
             self._found[size] = self.format.written(self.processor, size)
         return self._found[size]
+
+    def token_types(
+        self, length: int, spans: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]], prompt: int
+    ) -> dict[str, list[int]]:
+        """Inputs of one value per token of a sequence of `length` tokens, whose answer begins at `prompt`.
+
+        spans: [start, end) of what is written for each image; sizes: (width, height) of each, or none where the tokens do
+        not depend on it.
+        """
+        found = {name: [0] * prompt + [self.format.answer_type] * (length - prompt) for name in self.format.token_types}
+        for number, (start, end) in enumerate(spans):
+            size = sizes[number] if self.fixed is None else PROBES[0]
+            for name, values in self.format.written_types(self.processor, size).items():
+                found[name][start:end] = values
+        return found
 
     def tensors(self, image: Image.Image) -> Pixels:
         """What the model is called with for one image."""

@@ -1,0 +1,49 @@
+"""What a stock model is called with: token ids of several sequences, left-padded, and the tensors of their images.
+
+Shapes: R rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hacl.data.image_formats import ImageText, Pixels
+
+
+@dataclass
+class InputRow:
+    """One sequence. image: tensors of its image, empty without one; types: further values of each token, by input; they
+    may stop before the end, where they are 0."""
+
+    ids: list[int]
+    image: Pixels = field(default_factory=dict)
+    types: dict[str, list[int]] = field(default_factory=dict)
+
+
+def left_padded(rows: Sequence[InputRow], pad: int, images: ImageText | None = None) -> dict[str, Tensor]:
+    """input_ids and attention_mask (R, T), types (R, T), and the images' tensors in the order of the rows.
+
+    pad: the id that fills rows on the left; images: how the family joins tensors of several images (None: along their
+    first dimension).
+    """
+    longest = max(len(row.ids) for row in rows)
+    ids_RT = torch.full((len(rows), longest), pad)
+    mask_RT = torch.zeros(len(rows), longest, dtype=torch.long)
+    found = {"input_ids": ids_RT, "attention_mask": mask_RT}
+    found |= {name: torch.zeros_like(ids_RT) for name in sorted({name for row in rows for name in row.types})}
+    for number, row in enumerate(rows):
+        start = longest - len(row.ids)
+        ids_RT[number, start:] = torch.tensor(row.ids)
+        mask_RT[number, start:] = 1
+        for name, values in row.types.items():
+            found[name][number, start : start + len(values)] = torch.tensor(values, dtype=torch.long)
+    shown = [row.image for row in rows if row.image]
+    if shown and images is not None:
+        found |= images.format.collate(shown)
+    elif shown:
+        found |= {name: torch.cat([image[name] for image in shown]) for name in shown[0]}
+    return found
