@@ -1,18 +1,21 @@
 """Turn text into the token sequences of a training step: generation sequences with labels, and contrastive roots.
 
 Generation sequence, template `plain` (LLaVA's stage-1 form, arXiv 2304.08485 section 4.2): BOS, image tokens, prompt
-and a line break, answer, EOS, where answer and EOS are labels. Template `chat`: the processor's chat template; a token
-is a label when it overlaps the text an assistant turn adds to the rendering (white space at its end aside), found from
-character offsets and never by splitting strings. Where a template ends answers without EOS, one is written after each.
+and a line break, answer, EOS, where answer and EOS are labels. Template `chat`: the processor's chat template, whose
+labels `hacl.data.labels` finds. Where a template ends answers without a token for it, EOS is written after each.
 Contrastive root: BOS, text, EOS; the text is truncated, never the EOS, and lengths are carried, never searched.
+Special tokens come from templates alone: in a record's text they are text (`hacl.data.literal`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from hacl.data.image_formats import ImageText
+from hacl.data.labels import ChatTemplate, label_answers
+from hacl.data.literal import LiteralText
 
 IMAGE_MARK = "<image>"
 
@@ -23,12 +26,13 @@ class EncodedSequence:
 
     ids and is_label have equal length (T); `is_label[t]` says that token t is predicted (by the state at t-1).
     image_spans are [start, end) of all that is written for each image, in the order of the images: its image tokens,
-    and the markers that some families write around and between them.
+    and the markers that some families write around and between them. cut_labels: how many the limit has cut off.
     """
 
     ids: list[int]
     is_label: list[bool]
     image_spans: list[tuple[int, int]] = field(default_factory=list)
+    cut_labels: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,8 +57,8 @@ class SequenceEncoder:
             raise ValueError("the tokenizer has no EOS token, which ends every caption here")
         if template not in ("plain", "chat"):
             raise ValueError(f"data.template={template!r}: expected 'plain' or 'chat'")
-        if template == "chat" and not getattr(processor, "chat_template", None):
-            raise ValueError("data.template=chat, but the processor has no chat template; use data.template=plain")
+        self.chat = ChatTemplate(processor) if template == "chat" else None
+        self.literal = LiteralText(self.tokenizer)
         self.template = template
         self.prompt = prompt
         self.max_length = max_length
@@ -106,46 +110,21 @@ class SequenceEncoder:
     def conversation_sequence(
         self, turns: list[tuple[str, str]], images: Sequence[Sequence[int]] | None = None
     ) -> EncodedSequence:
-        """Render (role, text) turns with the chat template; labels are what the assistant turns add.
+        """Render (role, text) turns with the chat template; labels are its answers (`hacl.data.labels`).
 
-        `<image>` in a text marks an image; images: tokens of each, needed where they depend on its shape. Raises
-        ValueError when a rendering of the first turns is not a prefix of the rendering of all turns, because labels
-        could then not be located.
+        `<image>` in a text of the user marks an image, in an answer it is text; images: tokens of each, needed where
+        they depend on its shape. Raises ValueError where answers cannot be located in the rendering.
         """
-        messages = [{"role": role, "content": _content(text)} for role, text in turns]
-        rendered = self._render(messages)
-        answers = []
-        for index, (role, _) in enumerate(turns):
-            if role == "assistant":
-                before = self._render(messages[:index], add_generation_prompt=True)
-                after = self._render(messages[: index + 1])
-                if not (after.startswith(before) and rendered.startswith(after)):
-                    raise ValueError("the chat template renders earlier turns differently once later ones follow")
-                answers.append((len(before), len(after.rstrip())))
-        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = []
-        labels: list[bool] = []
-        for token, place in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            answer = _overlapping(answers, place)
-            while answers and answer != answers[0] and place[0] >= answers[0][1]:
-                self._close_answer(ids, labels)
-                answers.pop(0)
-            ids.append(token)
-            labels.append(answer is not None)
-        if answers:
-            self._close_answer(ids, labels)
+        messages = [{"role": role, "content": self._content(role, text)} for role, text in turns]
+        rendered, answers = self.chat.answers(messages)
+        ids, places = self.literal.encode(rendered)
+        ids, labels = label_answers(ids, places, answers, eos=self.eos[0], ends=self._ends)
         if turns[-1][0] == "assistant" and any(labels):  # what follows the last answer is white space
             end = len(labels) - labels[::-1].index(True)
             ids, labels = ids[:end], labels[:end]
         if self.bos and ids[:1] != self.bos:
             ids, labels = self.bos + ids, [False, *labels]
         return self._truncate(self._expand_images(ids, labels, images))
-
-    def _close_answer(self, ids: list[int], labels: list[bool]) -> None:
-        """Write the EOS that a model must learn to say where the template writes none after an answer."""
-        if ids[-1:] != self.eos and labels[-1:] == [True]:
-            ids += self.eos
-            labels.append(True)
 
     def _expand_images(
         self, ids: list[int], labels: list[bool], images: Sequence[Sequence[int]] | None
@@ -172,28 +151,54 @@ class SequenceEncoder:
                 f"data.max_length={self.max_length} would cut an image, whose tokens end at "
                 f"{sequence.image_spans[-1][1]}; raise data.max_length"
             )
+        sequence.cut_labels = sum(sequence.is_label[self.max_length :])
         sequence.ids = sequence.ids[: self.max_length]
         sequence.is_label = sequence.is_label[: self.max_length]
         return sequence
 
-    def _render(self, messages: list[dict], **options) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, **options)
+    @cached_property
+    def image_prefix(self) -> list[int]:
+        """The token ids before an image that begins a conversation: what a template writes ahead of every image.
+
+        Raises ValueError where they depend on the question.
+        """
+        if self.template == "plain":
+            return self.bos
+        asked = ("what ?", "where is it ?")
+        mark = [self.images.mark_ids]
+        found = [self.conversation_sequence([("user", f"{IMAGE_MARK}\n{words}")], mark) for words in asked]
+        first, second = (sequence.ids[: sequence.image_spans[0][0]] for sequence in found)
+        if first != second:
+            raise ValueError(
+                "the chat template writes the question before the image, so an image state read in place would depend "
+                "on it; set objective.form=strict"
+            )
+        return first
+
+    @cached_property
+    def _ends(self) -> set[int]:
+        """Tokens that end a turn where a template writes them last: EOS, and special tokens that do nothing else."""
+        special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        others = (self.tokenizer.unk_token_id, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id)
+        return special.difference(others, [self.image_token_id]) | set(self.eos)
+
+    def _content(self, role: str, text: str) -> list[dict]:
+        """The parts of a turn; of the user's, `<image>` marks become image entries. Special tokens in texts are marked.
+
+        Raises ValueError where the texts around an image mark make a special token together.
+        """
+        if role == "assistant":
+            return [{"type": "text", "text": self.literal.mark(text)}]
+        parts: list[dict] = []
+        pieces = text.split(IMAGE_MARK)
+        if self.literal.count("".join(pieces)) > sum(map(self.literal.count, pieces)):
+            raise ValueError(f"the texts around an {IMAGE_MARK} mark make a special token together; change them")
+        for index, piece in enumerate(pieces):
+            if index:
+                parts.append({"type": "image"})
+            if piece.strip():
+                parts.append({"type": "text", "text": self.literal.mark(piece.strip("\n") if index else piece)})
+        return parts
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-
-def _overlapping(spans: list[tuple[int, int]], place: tuple[int, int]) -> tuple[int, int] | None:
-    """The span that shares a character with `place`."""
-    return next((span for span in spans if place[0] < span[1] and place[1] > span[0] and place[1] > place[0]), None)
-
-
-def _content(text: str) -> list[dict]:
-    """`<image>` marks become image entries, the rest text entries, in order."""
-    parts: list[dict] = []
-    for index, piece in enumerate(text.split(IMAGE_MARK)):
-        if index:
-            parts.append({"type": "image"})
-        if piece.strip():
-            parts.append({"type": "text", "text": piece.strip("\n") if index else piece})
-    return parts
+        return self.literal.ids(text)

@@ -48,7 +48,7 @@ def _conversation_problems(record: Record) -> Iterator[tuple[str, str]]:
     for index, (before, role) in enumerate(pairwise(roles), start=1):
         if before == role:
             yield "turns", f"conversations[{index}] is a second turn of the {role} in a row; join the two"
-    marks = sum(turn.text.count("<image>") for turn in record.conversation)
+    marks = sum(turn.text.count("<image>") for turn in record.conversation if turn.role == "user")
     if record.conversation and marks != len(record.images):
         yield "image marks", f"{len(record.images)} image(s) but {marks} <image> mark(s); write one mark per image"
     if not record.conversation and len(record.images) > 1:

@@ -217,7 +217,7 @@ def test_trls_own_collator_makes_the_same_rows_where_prompt_and_caption_are_give
     tokenizer = processor.tokenizer
     encoder = trainer.data_collator.encoder
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
-    prompt = tokenizer.bos_token + encoder._render(turns, add_generation_prompt=True)
+    prompt = tokenizer.bos_token + encoder.chat.render(turns, add_generation_prompt=True)
     theirs = DataCollatorForVisionPreference(processor)(
         [
             {
