@@ -114,7 +114,7 @@ def export_checkpoint(
         if verify:
             unmerged_logits = _logits(model, processor, encoder)
         model = model.merge_and_unload()
-    model = model.to(target)
+    _cast(model, target)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
@@ -134,6 +134,15 @@ def export_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """What is stored, to dtype in place. Buffers that no checkpoint holds (rotary frequencies) stay in fp32, as stock
+    classes load them: cast, they would move the logits of long sequences."""
+    stored = model.state_dict(keep_vars=True)
+    for tensor in stored.values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
 
 
 def _moved(config: Config, base: str) -> Config:

@@ -49,6 +49,21 @@ def test_an_export_opens_with_stock_classes_in_a_fresh_process(tmp_path, request
     assert export.load_exported_heads(out, 32) is not None
 
 
+def test_half_precision_is_for_what_is_stored_and_rotary_frequencies_keep_theirs(tiny_llava):
+    from transformers import AutoModelForImageTextToText
+
+    model, loaded = (
+        AutoModelForImageTextToText.from_pretrained(tiny_llava, dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    export._cast(model, torch.bfloat16)
+    assert {name: tensor.dtype for name, tensor in model.state_dict().items()} == {
+        name: tensor.dtype for name, tensor in loaded.state_dict().items()
+    }
+    wanted = dict(loaded.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == wanted[name].dtype and torch.equal(buffer, wanted[name]), name
+
+
 def test_a_run_folder_means_the_checkpoint_its_result_names_and_only_that_one_gets_its_metrics(tmp_path, tiny_llava):
     last = trained(tmp_path, tiny_llava, "train.save_steps=1")
     first = last.with_name("checkpoint-1")
