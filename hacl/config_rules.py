@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hacl.config_metrics import unknown_metric, validation_metrics
+from hacl.config_ranges import too_small
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -49,53 +50,6 @@ def _shares_something(config: Any) -> bool:
     return bool(objective.contrastive_weight) and several and not is_cached
 
 
-NOT_NEGATIVE = {
-    "model.learning_rate": ("vision", "projector", "llm", "heads"),
-    "model.lora": ("rank",),
-    "objective": (
-        "lm_weight",
-        "contrastive_weight",
-        "hard_weight",
-        "t2i_hard_weight",
-        "text_margin_weight",
-        "likelihood_margin_weight",
-        "num_hallucinated",
-        "queue_size",
-    ),
-    "train": (
-        "warmup",
-        "weight_decay",
-        "max_grad_norm",
-        "save_steps",
-        "eval_steps",
-        "num_workers",
-        "preempt_exit_code",
-        "max_nonfinite_skips",
-    ),
-    "log": ("sample_steps", "diagnostic_steps"),
-}
-AT_LEAST_ONE = {
-    "data": ("max_length", "max_records", "shuffle_buffer"),
-    "objective": ("num_captions", "layer", "projection_size"),
-    "train": (
-        "max_steps",
-        "per_device_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "grad_cache_chunk",
-        "length_multiple",
-        "save_total_limit",
-    ),
-    "log": ("steps", "sample_count", "sample_max_new_tokens", "diagnostic_count"),
-}
-
-
-def _section(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
 RULES: list[Rule] = [
     (
         lambda c: (
@@ -116,6 +70,10 @@ RULES: list[Rule] = [
         "data.allow_missing_hallucinated must be within [0, 1]",
     ),
     (lambda c: not 0 <= c.data.max_bad_fraction < 1, "data.max_bad_fraction must be within [0, 1)"),
+    (
+        lambda c: not 0 <= c.data.max_unlabelled_fraction <= 1,
+        "data.max_unlabelled_fraction must be within [0, 1]",
+    ),
     (
         lambda c: c.data.max_bad_fraction > 0 and c.train.cache_vision_features,
         "train.cache_vision_features reads every image before training and can leave none out; set it to false with "
@@ -375,12 +333,8 @@ RULES: list[Rule] = [
 
 def broken_rule(config: Any) -> str | None:
     """What is wrong with a Config, in its own keys, or None."""
-    for lowest, table in ((0, NOT_NEGATIVE), (1, AT_LEAST_ONE)):
-        for section, names in table.items():
-            for name in names:
-                value = getattr(_section(config, section), name)
-                if value is not None and value < lowest:
-                    return f"{section}.{name} must be at least {lowest}; got {value}"
+    if (problem := too_small(config)) is not None:
+        return problem
     for is_broken, message in RULES:
         if is_broken(config):
             return message
