@@ -36,7 +36,21 @@ def predict(config, inputs) -> tuple[float, float]:
 
     prediction = dryrun.predict(config, inputs)
     total = dryrun.peak_bytes(config, prediction, dryrun.first_step(config, inputs), stage=None, ranks=1)
-    return total, prediction.minimal_tflops * config.train.chunks_per_step
+    samples = dryrun.samples_per_step(config, len(inputs.records), 1)
+    return total, prediction.minimal_tflops * samples / prediction.batch["samples"]
+
+
+def chunks_of_step(config, records: int) -> list[range]:
+    """Which samples run at once in a step of one rank: the last chunk of a batch may be smaller than the others."""
+    from hacl.training.dryrun import samples_per_step
+
+    batch, chunk = config.train.per_device_batch_size, config.train.chunk_size
+    samples = samples_per_step(config, records, 1)
+    return [
+        range(start, min(start + chunk, first + batch, samples))
+        for first in range(0, samples, batch)
+        for start in range(first, min(first + batch, samples), chunk)
+    ]
 
 
 class Steps:
@@ -62,19 +76,18 @@ class Steps:
         from hacl.data.collate import PackedCollator
         from hacl.training import run
 
-        dataset = run.build_dataset(self.config, inputs, inputs.records, pixels=True)
-        collator, size = PackedCollator(inputs.encoder, self.config.objective), self.config.train.chunk_size
-        count = min(self.config.train.chunks_per_step, max(1, len(dataset) // size))
-        parts = [collator([dataset[i % len(dataset)] for i in range(c * size, (c + 1) * size)]) for c in range(count)]
+        dataset = run.build_samples(self.config, inputs, inputs.records, pixels=True)
+        collator = PackedCollator(inputs.encoder, self.config.objective)
+        parts = [collator([dataset[i] for i in chunk]) for chunk in chunks_of_step(self.config, len(dataset))]
         return [{name: tensor.to(self.device) for name, tensor in part.items()} for part in parts]
 
     def run(self) -> None:
         import torch
 
         self.optimizer.zero_grad(set_to_none=True)
-        for index in range(self.config.train.chunks_per_step):
+        for batch in self.batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.bf16):
-                loss = self.model(**self.batches[index % len(self.batches)]).loss
+                loss = self.model(**batch).loss
             loss.backward()
             del loss
         self.optimizer.step()

@@ -30,7 +30,7 @@ STREAM = ("data.stream=true", "data.shuffle_buffer=8", "train.cache_text_states=
 RESUMED = {
     "DDP, full, accumulation": ("train.num_workers=2", "objective.learn_temperature=true"),
     "DDP, LoRA, GradCache, queue": (*LORA, "train.grad_cache=true", "objective.queue_size=12", "train.num_workers=2"),
-    "ZeRO-2, LoRA, queue": (*LORA, "train.deepspeed=2", "objective.queue_size=12"),
+    "ZeRO-2, LoRA, queue": (*LORA, "train.deepspeed=2", "objective.queue_size=12", "log.steps=4"),  # lines 1 and 4
     "ZeRO-3, full, stream": (*STREAM, "train.deepspeed=3", "train.num_workers=1"),
 }
 NONFINITE = {
@@ -38,6 +38,8 @@ NONFINITE = {
     "DDP gradient raise": (),
     "DDP loss skip": ("objective.queue_size=12",),
     "ZeRO-0 gradient raise": ("train.deepspeed=0",),
+    "ZeRO-1 loss raise": ("train.deepspeed=1",),
+    "ZeRO-1 gradient skip": ("train.deepspeed=1",),
     "ZeRO-2 loss raise": ("train.deepspeed=2",),
     "ZeRO-2 gradient raise": ("train.deepspeed=2",),
     "ZeRO-2 loss skip": ("train.deepspeed=2",),
@@ -89,10 +91,12 @@ class Session:
         return status, errors[-1] if errors else ""
 
     def result(self, name: str) -> dict:
-        """Logged losses as text, and weights, of the last checkpoint."""
+        """Logged losses as text, what the run returned as its loss, and weights of the last checkpoint."""
         run = self.folder / name
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        losses = [f"{row['step']}: {row['loss']!r} {row['grad_norm']!r}" for row in rows if "loss" in row]
+        names = ("step", "loss", "grad_norm", "lm", "contrastive")
+        losses = [" ".join(repr(row[name]) for name in names) for row in rows if "loss" in row]
+        losses.append(repr(json.loads((run / "result.json").read_text())["metrics"]["train_loss"]))
         last = run / f"checkpoint-{STEPS}"
         tensors = {}
         for file in sorted(last.rglob("*.safetensors")):
@@ -188,8 +192,15 @@ def all_runs(rank: int, yaml: str, folder: Path, eval_path: str) -> dict:
     multiprocessing.set_start_method("fork", force=True)  # as in a rank that a launcher started
     session, facts = Session(rank, yaml, folder), {}
     # ZeRO-3 changes how models are made in this process for good, so the runs go from no DeepSpeed to its last stage.
+    from tests.distributed import refusal_runs
+
+    facts["signal while loading"] = refusal_runs.signal_while_loading(session)
+    facts["two disks"] = refusal_runs.two_disks(session)
+    facts["unreadable validation"] = refusal_runs.unreadable_validation(session, eval_path)
+    facts["uneven"] = refusal_runs.uneven_step(session, "uneven")
     for name, how in sorted({**RESUMED, **NONFINITE}.items(), key=lambda item: stage_of(item[1])):
         facts[name] = interrupt(session, name, how, eval_path) if name in RESUMED else poison(session, name, how)
+    facts["uneven, ZeRO-3"] = refusal_runs.uneven_step(session, "uneven-zero", "train.deepspeed=3")
     if rank == 0:
         shutil.rmtree(folder)
     return facts

@@ -22,8 +22,11 @@ WAYS = {
     "full, accumulation, workers": ["model.preset=stage1-llm", *WINDOW, "train.num_workers=2"],
     "LoRA, GradCache, queue": [*LORA, *WINDOW, "train.grad_cache=true", "objective.queue_size=6"],
     "LoRA, stream, workers": [*LORA, "data.stream=true", "data.shuffle_buffer=8", "train.cache_text_states=false",
-                              "train.num_workers=1"],
+                              "train.num_workers=1", "log.steps=4"],
 }  # fmt: skip
+
+
+LOGGED = ("step", "loss", "grad_norm", "lm", "contrastive", "temperature")
 
 
 def tensors_of(checkpoint):
@@ -52,17 +55,30 @@ def test_a_run_resumed_within_an_epoch_has_the_losses_weights_and_records_of_an_
     how = [*WAYS[way], "train.max_steps=8", "train.save_steps=3", "train.save_total_limit=null"]  # five steps per epoch
     assert command(*how) == 0
     log = [json.loads(line) for line in (command.run / "metrics.jsonl").read_text().splitlines()]
-    before = [(row["step"], repr(row["loss"]), repr(row["grad_norm"])) for row in log if "loss" in row]
+    before = [[repr(row.get(name)) for name in LOGGED] for row in log if "loss" in row]
     weights, ids = tensors_of(command.run / "checkpoint-8"), dict(seen["ids"])
     for step in (6, 8):
         shutil.rmtree(command.run / f"checkpoint-{step}")
     seen["ids"].clear()
     assert command(*how) == 0
     log = [json.loads(line) for line in (command.run / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], repr(row["loss"]), repr(row["grad_norm"])) for row in log if "loss" in row] == before
+    assert [[repr(row.get(name)) for name in LOGGED] for row in log if "loss" in row] == before
     after = tensors_of(command.run / "checkpoint-8")
     assert set(after) == set(weights) and all(torch.equal(after[name], weights[name]) for name in weights)
     assert seen["ids"] == {step: ids[step] for step in range(4, 9)}
+
+
+def test_the_loss_of_a_run_is_that_of_all_its_steps_also_where_it_went_on_and_was_made_longer(command):
+    def outcome():
+        return json.loads((command.run / "result.json").read_text())["metrics"]["train_loss"]
+
+    how = ["log.steps=4", "train.save_steps=0"]
+    assert command(*how, "train.max_steps=7") == 0
+    whole, first = outcome(), losses(command.run)
+    shutil.rmtree(command.run)
+    assert command(*how, "train.max_steps=6") == 0 and outcome() != whole
+    assert command(*how, "train.max_steps=7") == 0
+    assert outcome() == whole and losses(command.run) == first
 
 
 def test_a_validation_does_not_change_what_dropout_draws(command, records):

@@ -54,6 +54,13 @@ def test_bad_samples_are_counted_and_a_resumed_run_is_the_uninterrupted_one(comm
     assert all((again[name] == tensor).all() for name, tensor in weights.items())
 
 
+def test_a_dry_run_passes_over_what_training_would_replace(command, spoilt, capsys):
+    how = [f"data.path={spoilt}", "data.template=chat", "train.cache_text_states=false", "--dry-run"]
+    assert command(*how, SHARE) == 0
+    assert "every trained parameter received a gradient" in capsys.readouterr().out
+    assert command(*how) == 2
+
+
 def test_too_many_bad_samples_stop_a_run_whose_checkpoint_goes_on_with_a_larger_share(
     command, spoilt, capsys, monkeypatch
 ):
