@@ -43,7 +43,8 @@ class Adapter:
     Class attributes, attribute paths from the model: VISION, CONNECTOR (may lie inside a tower, whose other parts are
     then the tower), PARAMETERS, DECODER, LM_HEAD; NORM: of the decoder; IMAGE_TOKEN: the name in the model's config.
     inputs: tensors that the stock processor makes of an image and `get_image_features` takes (`ImageFormat.names`).
-    own_positions: `positions` continues rotary positions of several axes along a row.
+    own_positions: `positions` continues rotary positions of several axes along a row; position_inputs: those of
+    `inputs` that it reads, which whoever keeps the features of images keeps with them.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Adapter:
     IMAGE_TOKEN: ClassVar[str] = "image_token_id"
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     own_positions: ClassVar[bool] = False
+    position_inputs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def find(cls, model: nn.Module) -> Adapter:

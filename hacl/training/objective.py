@@ -139,6 +139,10 @@ class HaclModel(PreTrainedModel):
                             part.eval()
         return self
 
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Experts are the backbone's business, like attention."""
+        return requested_experts or "eager"
+
     def get_input_embeddings(self) -> nn.Module:
         return self.adapter.embed_tokens
 

@@ -24,10 +24,18 @@ To add a family, let FAMILY be the name of its tiny model in `tests/families`:
 from __future__ import annotations
 
 from hacl.models.adapters import Adapter
+from hacl.models.families.idefics import Idefics3Adapter
 from hacl.models.families.llava import FastVlmAdapter, LlavaAdapter, LlavaNextAdapter
+from hacl.models.families.qwen import Qwen2VLAdapter, Qwen3VLAdapter
 
 FAMILIES: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
     "fast_vlm": FastVlmAdapter,
     "llava_next": LlavaNextAdapter,
+    "idefics3": Idefics3Adapter,
+    "smolvlm": Idefics3Adapter,
+    "qwen2_vl": Qwen2VLAdapter,
+    "qwen2_5_vl": Qwen2VLAdapter,
+    "qwen3_vl": Qwen3VLAdapter,
+    "qwen3_vl_moe": Qwen3VLAdapter,
 }
