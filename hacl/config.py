@@ -78,6 +78,9 @@ class DataConfig:
         0.0,
         "share of training samples that may be unreadable; they are replaced, counted; 0 = the first one ends the run",
     )
+    max_unlabelled_fraction: float = setting(
+        0.01, "share of samples that may have no token to learn (a cut answer); they are counted; more is an error"
+    )
     seed: int = setting(0, "seed of sample order and of the captions drawn per epoch")
 
 

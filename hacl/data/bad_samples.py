@@ -19,6 +19,7 @@ from hacl.data.images import DamagedImage, RefusedImage
 from hacl.data.schema import RecordError
 
 REASONS = ("missing_image", "damaged_image", "refused_image", "bad_record", "bad_text")
+UNLABELLED = "unlabelled"  # of samples that are trained on, but give no token to learn
 TRIES = 64  # records tried in the place of one
 _KINDS = (
     (FileNotFoundError, "missing_image"),
@@ -92,7 +93,8 @@ class TolerantDataset(Dataset):
 
 
 class SkipNotes:
-    """A collator whose batches also hold "skipped", [(reason, message)], where a sample was replaced."""
+    """A collator whose batches also hold "skipped", [(reason, message)], where a sample was replaced or, for the reason
+    `UNLABELLED`, has no token to learn from."""
 
     def __init__(self, collator: Callable[[Sequence[Sample]], dict[str, Any]]):
         self.collator = collator
@@ -100,4 +102,5 @@ class SkipNotes:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         batch = self.collator(samples)
         notes = [sample.skipped for sample in samples if sample.skipped]
+        notes += [(UNLABELLED, sample.unlabelled) for sample in samples if sample.unlabelled]
         return {**batch, "skipped": notes} if notes else batch

@@ -42,6 +42,8 @@ class Sample:
     caption_keys: list[int] = field(default_factory=list)
     hallucinated_keys: list[int] = field(default_factory=list)
     skipped: tuple[str, str] | None = None  # (reason, message) of the sample that this one stands in for
+    unlabelled: str = ""  # why no token is learnt from, with the record's id; "" where some are
+    image_moved: bool = False  # to the front of the first turn
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +120,7 @@ class TrainingDataset(Dataset):
         draw = random.Random(f"{self.seed}/{self.epoch}/{record.id}")
         captions = self._draw_captions(record, draw)
         hallucinated = self._draw_hallucinated(record, captions, draw)
+        given = record
         if self.encoder.template == "chat":
             record = self._image_first(record)
         opened = [self._opened(path, held) for path in record.images] if self.load_pixels else []
@@ -130,6 +133,8 @@ class TrainingDataset(Dataset):
             pixels=[self.encoder.images.tensors(image) for image in opened],
             generation=generation,
             image_id=stable_key(record.image_id),
+            unlabelled=self._unlabelled(record, generation),
+            image_moved=record is not given,
         )
         if len(generation.image_spans) != len(record.images):
             raise ValueError(
@@ -143,7 +148,9 @@ class TrainingDataset(Dataset):
             sample.hallucinated_types = [HALLUCINATION_TYPES.index(h.type) for h in hallucinated]
         if self.objective.contrastive_weight and self._is_contrastive(record):
             strict = self.objective.form == "strict"
-            sample.contrastive_image = strict or self._image_comes_first(record)
+            if not strict:
+                self._check_image_is_first(generation)
+            sample.contrastive_image = True
             sample.image_root = self.encoder.strict_image_root(images[0]) if strict else None
             sample.caption_roots = [self.encoder.root(text) for text in captions]
             sample.caption_keys = [stable_key(text) for text in captions]
@@ -159,11 +166,22 @@ class TrainingDataset(Dataset):
     def _is_contrastive(self, record: Record) -> bool:
         return len(record.images) == 1 and bool(record.captions)
 
-    def _image_comes_first(self, record: Record) -> bool:
+    def _check_image_is_first(self, generation: EncodedSequence) -> None:
         """In-place reading is exact only when nothing specific to the sample precedes the image."""
-        if not record.conversation or self.encoder.template == "plain":
-            return True
-        return record.conversation[0].text.lstrip().startswith(IMAGE_MARK)
+        start, _ = generation.image_spans[0]
+        if generation.ids[:start] != self.encoder.image_prefix:
+            raise ValueError(
+                f"text of the conversation stands before the image, whose state is read in place; begin the first turn "
+                f"with {IMAGE_MARK}, set objective.form=strict, or remove the captions to learn from the answers alone"
+            )
+
+    def _unlabelled(self, record: Record, generation: EncodedSequence) -> str:
+        if not self.objective.lm_weight or any(generation.is_label):
+            return ""
+        why = "there is no answer"
+        if generation.cut_labels:
+            why = f"data.max_length={self.encoder.max_length} cuts off the whole answer"
+        return f"record {record.id!r}: {why}"
 
     def _draw_captions(self, record: Record, draw: random.Random) -> list[str]:
         wanted = max(1, self.objective.num_captions)
@@ -191,7 +209,10 @@ class TrainingDataset(Dataset):
         return self.encoder.caption_sequence(captions[0], with_image=bool(images), answer=needs_answer, image=image)
 
     def _image_first(self, record: Record) -> Record:
-        """Move the one image mark of a captioned record to the front of the first user turn."""
+        """Move the one image mark of a captioned record to the front of the first user turn.
+
+        Also where no image state is read, so that a run without the contrastive loss sees the same sequences.
+        """
         turns = record.conversation
         if not self._is_contrastive(record) or not turns or turns[0].text.count(IMAGE_MARK) != 1:
             return record

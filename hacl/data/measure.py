@@ -14,12 +14,14 @@ _UNLIMITED = 10**9
 class Measured:
     """generation: tokens of the generation sequence, uncut; roots: of each caption and hallucinated caption, uncut,
     with BOS and EOS; labels: tokens that would be learnt within data.max_length; lengths: all sequences of the training
-    sample as cut; problem: why training would refuse the record, "" otherwise."""
+    sample as cut; image_moved: to the front of its conversation; problem: why training would refuse the record, ""
+    otherwise."""
 
     generation: int = 0
     roots: list[int] = field(default_factory=list)
     labels: int = 0
     lengths: list[int] = field(default_factory=list)
+    image_moved: bool = False
     problem: str = ""
 
 
@@ -62,4 +64,5 @@ class Measurer:
             roots,
             sum(sample.generation.is_label[:longest]),
             [min(len(s), longest) for s in generations] + [min(n, cut) for n in roots],
+            sample.image_moved,
         )

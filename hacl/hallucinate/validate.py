@@ -29,7 +29,6 @@ from hacl.hallucinate.vocabulary import default_lexicon
 
 CHUNK = 256
 SAMPLED = 2_000  # records whose sequence lengths are kept for the prediction of packing
-UNLABELLED = 0.05  # training refuses a larger share of samples without a label
 
 
 @dataclass
@@ -89,8 +88,9 @@ def validate_file(
             _look_at(report, where, name, facts, bytes_, against, seen)
     for problem in _repeated_ids(path, repeats):
         report.problem(problem)
-    if report.unlabelled > UNLABELLED * report.records:
-        message = f"{report.unlabelled} of {report.records} samples have no token to learn; raise data.max_length, or"
+    if config is not None and report.unlabelled > config.data.max_unlabelled_fraction * report.records:
+        message = f"{report.unlabelled} of {report.records} samples have no token to learn, more than the share "
+        message += f"data.max_unlabelled_fraction={config.data.max_unlabelled_fraction:g}; raise data.max_length, or"
         report.problem(Problem("unlabelled", str(path), "", f"{path}: {message} see whether data.template fits"))
     order = {row: number for number, row in enumerate(_places(report.problems))}
     report.problems.sort(key=lambda problem: order[problem.where])
@@ -206,6 +206,9 @@ def _count_tokens(part: _Part, config: Config, where: str, record: Record, found
     if any(tokens > cut for tokens in found.roots):
         message = f"a caption of {max(found.roots)} tokens, of which data.max_caption_length keeps {cut}"
         part.notes.append(Problem("cut caption", where, record.id, message))
+    if found.image_moved:
+        message = "its <image> stands behind text; training moves it to the front of the first turn"
+        part.notes.append(Problem("image moved", where, record.id, message))
     if config.objective.lm_weight > 0 and not found.labels:
         part.counts["unlabelled"] += 1
         part.notes.append(Problem("no label", where, record.id, "no token to learn within data.max_length"))

@@ -27,7 +27,6 @@ from hacl.training import runtime
 DECODED = 5_000
 BUILT = 20_000
 STREAMED = 2_000
-UNLABELLED = 0.05  # above this share of samples without a label, the template or the lengths are wrong
 
 
 def check_records(records: Sequence[Record], objective: ObjectiveConfig, where: str, data: DataConfig) -> None:
@@ -113,14 +112,16 @@ def refuse_above(bad: Sequence[Exception], allowed: float, count: int, what: str
     ) from bad[0]
 
 
-def check_samples(dataset: TrainingDataset, where: str, *, labels: bool, max_bad_fraction: float = 0.0) -> None:
+def check_samples(
+    dataset: TrainingDataset, where: str, *, max_bad_fraction: float = 0.0, max_unlabelled_fraction: float = 0.0
+) -> None:
     """Build samples without their pixels: image marks, template and data.max_length raise here, naming the record.
 
-    labels: also count samples in which no token is learnt from; they are reported, and refused above `UNLABELLED`.
-    max_bad_fraction: share of the samples that may raise; these are counted and named.
+    max_bad_fraction: share of the samples that may raise; max_unlabelled_fraction: share that may have no token to
+    learn. Both are counted and named, and so are samples whose image was moved to the front.
     """
     count = min(len(dataset), BUILT)
-    without, bad = [], []
+    unlabelled, moved, bad = [], [], []
     for index in (len(dataset) * i // count for i in range(count)):
         try:
             sample = dataset[index]
@@ -128,17 +129,22 @@ def check_samples(dataset: TrainingDataset, where: str, *, labels: bool, max_bad
             bad.append(error)
             refuse_above(bad, max_bad_fraction, count, "sample(s)")
             continue
-        if labels and not any(sample.generation.is_label):
-            without.append(sample.record_id)
+        if sample.unlabelled:
+            unlabelled.append(sample.unlabelled)
+        if sample.image_moved:
+            moved.append(sample.record_id)
     if bad:
         say(f"{where}: {len(bad)} of {count} record(s) yield no sample and will be replaced, first: {bad[0]}")
-    if len(without) > UNLABELLED * count:
-        raise ValueError(
-            f"{where}: {len(without)} of {count} record(s) yield no token to learn, first {without[:3]}; raise "
-            "data.max_length, or see whether data.template fits the records"
-        )
-    if without:
-        say(f"{where}: {len(without)} of {count} record(s) yield no token to learn, first {without[:3]}")
+    if moved:
+        say(f"{where}: the image of {len(moved)} of {count} record(s) is moved to the front, first {moved[0]!r}")
+    if unlabelled:
+        found = f"{where}: {len(unlabelled)} of {count} record(s) yield no token to learn, first {unlabelled[0]}"
+        if len(unlabelled) > max_unlabelled_fraction * count:
+            raise ValueError(
+                f"{found}; more than data.max_unlabelled_fraction={max_unlabelled_fraction:g}: raise data.max_length, "
+                "see whether data.template fits the records (data_prep/validate.py shows one), or raise that share"
+            )
+        say(found)
 
 
 def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:

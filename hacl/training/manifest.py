@@ -34,6 +34,7 @@ FREE = {
     "data.eval_path",
     "data.image_root",
     "data.max_bad_fraction",
+    "data.max_unlabelled_fraction",
     "train.output_dir",
     "train.epochs",
     "train.max_steps",

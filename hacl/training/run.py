@@ -96,7 +96,8 @@ def read_inputs(config: Config) -> Inputs:
     for part, where, share in ((records, "data.path", tolerated), (eval_records, "data.eval_path", 0.0)):
         if part:
             dataset = build_dataset(config, inputs, part, pixels=False)
-            checks.check_samples(dataset, where, labels=config.objective.lm_weight > 0, max_bad_fraction=share)
+            few = config.data.max_unlabelled_fraction
+            checks.check_samples(dataset, where, max_bad_fraction=share, max_unlabelled_fraction=few)
     if config.log.diagnostic_steps:
         usable_records(eval_records or records, config.log.diagnostic_count)
     return inputs
@@ -184,9 +185,9 @@ def build_trainer(config: Config, stop: StopRequest | None = None) -> HaclTraine
         plain = build_train_set(config, inputs, pixels=False)
         lengths = [plain[i].num_tokens for i in range(len(plain))]
         modality = [not record.images for record in inputs.records]
-    skipped = None
-    if config.data.max_bad_fraction:
-        skipped = SkippedSamples(config.data.max_bad_fraction, streaming.epoch_samples(config, train_set))
+    skipped = SkippedSamples(
+        config.data.max_bad_fraction, streaming.epoch_samples(config, train_set), config.data.max_unlabelled_fraction
+    )
     trainer = HaclTrainer(
         model,
         config,
@@ -196,7 +197,7 @@ def build_trainer(config: Config, stop: StopRequest | None = None) -> HaclTraine
         lengths=lengths,
         is_text_only=modality,
         args=arguments,
-        data_collator=SkipNotes(collator) if skipped else collator,
+        data_collator=SkipNotes(collator),
         train_dataset=train_set,
         eval_dataset=eval_set,
         skipped=skipped,
@@ -276,7 +277,7 @@ def _train(trainer: HaclTrainer, start: str | None) -> RunResult:
     """The loop, the last checkpoint, the last validation, and `result.json`."""
     output = Path(trainer.args.output_dir)
     outcome = trainer.train(resume_from_checkpoint=start)
-    metrics = {} if trainer.is_finished else dict(outcome.metrics)
+    metrics = {} if trainer.is_finished else {**outcome.metrics, **trainer.skipped.metrics()}
     state = trainer.state
     best = state.best_model_checkpoint if trainer.config.train.best_metric is not None else None
     last = checkpoint_store.checkpoint_folder(output, state.global_step)

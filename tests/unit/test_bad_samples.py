@@ -176,10 +176,30 @@ def batch_of(samples, *notes):
 def test_notes_leave_the_batch_before_a_model_sees_it():
     plain = SkipNotes(lambda samples: {"sample_index": torch.zeros(2)})
     notes = [("bad_text", "record 'a'")]
-    good, bad = type("S", (), {"skipped": None})(), type("S", (), {"skipped": notes[0]})()
+    good, bad = (type("S", (), {"skipped": found, "unlabelled": ""})() for found in (None, notes[0]))
     assert set(plain([good, good])) == {"sample_index"} and plain([good, bad])["skipped"] == notes
     counter, batch = SkippedSamples(0.5, 8), plain([good, bad])
-    assert counter.take([batch]) == [2, 0, 0, 0, 0, 1] and "skipped" not in batch
+    assert counter.take([batch]) == [2, 0, 0, 0, 0, 1, 0] and "skipped" not in batch
+
+
+def test_samples_without_a_token_to_learn_are_counted_apart_and_stop_a_run_above_their_share(caplog, capsys):
+    message = "record 'x': data.max_length=9 cuts off the whole answer"
+    sample = type("S", (), {"skipped": None, "unlabelled": message})()
+    batch = SkipNotes(lambda samples: {"sample_index": torch.zeros(1)})([sample])
+    counter = trained(SkippedSamples(0.0, 100, 0.02), 10**3)
+    with caplog.at_level(logging.WARNING):
+        assert counter.take([batch]) == [1, 0, 0, 0, 0, 0, 1]
+    assert "no token to learn" in caplog.text and message in caplog.text
+    assert counter.add([1, 0, 0, 0, 0, 0, 2]) is None, "they are no unreadable samples, of which none is allowed"
+    assert counter.metrics() == {"unlabelled": 2}
+    counter.on_train_end(None, type("S", (), {"is_world_process_zero": True}), None)
+    assert "of 1 samples since the run began: 2 unlabelled" in capsys.readouterr().out
+    problem = counter.add([1, 0, 0, 0, 0, 0, 1])
+    assert "data.max_unlabelled_fraction=0.02 of 100" in problem and message in problem
+    short = trained(SkippedSamples(0.0, 100, 0.02), 3)
+    assert short.add([6, 0, 0, 0, 0, 0, 2]) is None, (
+        "a run of six samples may draw both of the two allowed in a hundred"
+    )
 
 
 def trained(counter, max_steps=100, saved=None):
@@ -195,24 +215,24 @@ def trained(counter, max_steps=100, saved=None):
 def test_the_share_is_of_all_of_an_epoch_once_it_has_begun_or_of_a_shorter_run(epoch, max_steps, allowed_bad):
     counter = trained(SkippedSamples(0.1, epoch), max_steps)
     for _ in range(allowed_bad):
-        assert counter.add([1, 1, 0, 0, 0, 0]) is None
-    problem = counter.add([1, 0, 1, 0, 0, 0])
+        assert counter.add([1, 1, 0, 0, 0, 0, 0]) is None
+    problem = counter.add([1, 0, 1, 0, 0, 0, 0])
     assert "data.max_bad_fraction=0.1" in problem and f"{allowed_bad} missing_image, 1 damaged_image" in problem
     assert counter.metrics() == {"skipped/missing_image": allowed_bad}, "a step that is not taken is not counted"
 
 
 def test_a_share_that_holds_over_many_epochs_does_not_stop_a_run():
     counter = trained(SkippedSamples(0.1, 10), 10**6)
-    assert all(counter.add([10, 1, 0, 0, 0, 0]) is None for _ in range(500))
-    assert counter.add([10, 2, 0, 0, 0, 0]) is not None
+    assert all(counter.add([10, 1, 0, 0, 0, 0, 0]) is None for _ in range(500))
+    assert counter.add([10, 2, 0, 0, 0, 0, 0]) is not None
     early = trained(SkippedSamples(0.1, 10), 6)  # 12 samples
-    assert early.add([10, 1, 0, 0, 0, 0]) is None
-    assert early.add([1, 1, 0, 0, 0, 0]) is None, "which comes first in an epoch is chance"
+    assert early.add([10, 1, 0, 0, 0, 0, 0]) is None
+    assert early.add([1, 1, 0, 0, 0, 0, 0]) is None, "which comes first in an epoch is chance"
 
 
 def test_counters_go_on_after_a_resume_and_begin_at_nothing_in_a_new_run():
     first = trained(SkippedSamples(0.5, 100))
-    first.add([50, 3, 0, 0, 0, 2])
+    first.add([50, 3, 0, 0, 0, 2, 0])
     saved = {"SkippedSamples": json.loads(json.dumps(first.state()))}
     resumed = trained(SkippedSamples(0.5, 100), saved=saved)
     assert resumed.metrics() == first.metrics() == {"skipped/missing_image": 3, "skipped/bad_text": 2}
@@ -244,10 +264,10 @@ def test_checks_before_training_count_what_the_share_allows_and_name_the_first(f
         checks.check_images(records, folder)
     dataset = strict(folder, encoder, records)
     dataset.load_pixels = False
-    checks.check_samples(dataset, "f", labels=False, max_bad_fraction=0.05)
+    checks.check_samples(dataset, "f", max_bad_fraction=0.05)
     assert "1 of 20 record(s) yield no sample" in capsys.readouterr().out
     with pytest.raises(ValueError, match="record '17'"):
-        checks.check_samples(dataset, "f", labels=False)
+        checks.check_samples(dataset, "f")
 
 
 def test_the_head_of_a_stream_leaves_out_bad_rows_up_to_the_share(folder):
