@@ -43,6 +43,7 @@ class ModelConfig:
     )
     learning_rate: LearningRates = setting(LearningRates, "peak learning rate per module")
     lora: LoraSettings = setting(LoraSettings, "low-rank adapters on the decoder")
+    freeze: list[str] = setting([], "parts of the stock model that stay as they are whatever the rates say, as qformer")
     load_in_4bit: bool = setting(False, "quantise the frozen decoder to NF4 (CUDA and bitsandbytes only; needs lora)")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "dtype of loaded weights; trained ones are kept in fp32")
     attn_implementation: Literal["auto", "sdpa", "eager", "segments", "flex_attention", "flash_attention_2"] = setting(

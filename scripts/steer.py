@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hacl.options_file import read_options_file
 from hacl.study import curve_options
 from hacl.study import options as study_options
 
@@ -106,10 +107,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("generate", study_options.GENERATE, declare_generate), ("sweep", study_options.SWEEP, declare_sweep),
         ("combine", study_options.COMBINE, study_options.combine_options), ("curve", curve_options.TEXT, declare_curve),
     ):  # fmt: skip
-        declare(
-            commands.add_parser(name, description=text, help=text.splitlines()[0], formatter_class=raw).add_argument
+        command = commands.add_parser(name, description=text, help=text.splitlines()[0], formatter_class=raw)
+        command.add_argument(
+            "--config", type=Path, help="YAML file of options by their long names; the command line wins"
         )
-    return parser.parse_args(argv)
+        declare(command.add_argument)
+    return read_options_file(parser, commands.choices, sys.argv[1:] if argv is None else list(argv))
 
 
 def model_options(add: Callable, *, required: bool = True) -> None:

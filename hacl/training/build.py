@@ -113,11 +113,27 @@ def select_trainable(backbone: nn.Module, model: ModelConfig, *, masters: bool) 
     if trained["vision"]:
         for module in adapter.unread():  # a sharded run would wait for their gradients in vain
             module.requires_grad_(False)
+    _freeze(adapter.model, model.freeze)
     if masters:
         for parameter in backbone.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
     return backbone
+
+
+def _freeze(stock: nn.Module, names: Sequence[str]) -> None:
+    """Freeze the parameters at or below these names of the stock model. Raises ConfigError for one that is no part."""
+    for name in names:
+        found = [p for own, p in stock.named_parameters() if own == name or own.startswith(f"{name}.")]
+        if not found:
+            raise ConfigError(f"model.freeze: the model has no part {name!r}; it has {_outermost(stock)}")
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
+def _outermost(stock: nn.Module) -> str:
+    """Names that the parameters of a model begin with, two levels deep."""
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name, _ in stock.named_parameters()}))
 
 
 def _add_lora(backbone: nn.Module, adapter: Adapter, model: ModelConfig) -> nn.Module:

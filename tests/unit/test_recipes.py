@@ -1,0 +1,74 @@
+"""Promises of configs/: every recipe of a paper's model holds the numbers of its sources, and every file is one that a
+script reads."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+from hacl.config import ConfigError, load_config
+from hacl.training.build import select_trainable
+from tests.tiny import build_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the sources that the files name publish. batch: per rank, without accumulation; None where a source has none.
+PUBLISHED = {
+    "llava_v1/stage1": {"projector": 2e-3, "llm": 0.0, "batch": 64, "epochs": 1, "decay": 0.0, "warmup": 0.03},
+    "llava_v1/stage2": {"projector": 2e-5, "llm": 2e-5, "batch": 4, "epochs": 3, "decay": 0.0, "warmup": 0.03},
+    "llava_v1/stage2_lora": {"projector": 2e-5, "llm": 2e-5, "batch": 16, "epochs": 1, "decay": 0.0, "warmup": 0.03},
+    "minigpt4/stage1": {"projector": 1e-4, "llm": 0.0, "batch": 8, "steps": 20000, "decay": 0.05, "warmup": 5000},
+    "minigpt4/stage2": {"projector": 3e-5, "llm": 0.0, "batch": 12, "steps": 1000, "decay": 0.05, "warmup": 200},
+}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return AutoModelForImageTextToText.from_pretrained(build_tiny_model(tmp_path / "tiny"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_holds_the_numbers_that_its_sources_publish(name):
+    config, wanted = load_config(ROOT / f"configs/{name}.yaml"), PUBLISHED[name]
+    train, rates = config.train, config.model.learning_rate
+    assert (rates.vision, rates.projector, rates.llm) == (0.0, wanted["projector"], wanted["llm"])
+    assert (train.per_device_batch_size, train.gradient_accumulation_steps) == (wanted["batch"], 1)
+    assert (train.weight_decay, train.warmup, train.bf16) == (wanted["decay"], wanted["warmup"], True)
+    assert train.max_steps == wanted.get("steps") and train.epochs == wanted.get("epochs", train.epochs)
+    stage1 = name.endswith("stage1")
+    assert (config.objective.contrastive_weight, config.data.template) == ((1.0, "plain") if stage1 else (0.0, "chat"))
+
+
+def test_the_first_llava_and_minigpt4_train_one_linear_map():
+    for path in [*ROOT.glob("configs/llava_v1/*.yaml"), *ROOT.glob("configs/minigpt4/*.yaml")]:
+        wanted = (
+            ["model.multi_modal_projector.linear_2"] if "llava" in path.parent.name else ["qformer", "query_tokens"]
+        )
+        assert load_config(path).model.freeze == wanted
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/*/stage*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_number_of_a_recipe_of_a_paper_says_where_it_is_from(path):
+    if path.parent.name not in ("llava_v1", "minigpt4"):
+        return
+    text = path.read_text(encoding="utf-8")
+    ours = text.startswith("# Ours")
+    for line in text.splitlines():
+        key, _, rest = line.partition(":")
+        value = rest.partition("#")[0].strip()
+        if value.replace(".", "").replace("e-", "").isdigit() and key.strip() != "deepspeed":
+            assert ours or "#" in rest, f"{path}: {line.strip()!r} names no source"
+
+
+def test_what_is_named_stays_frozen_whatever_the_rates_say(tiny):
+    config = load_config(None, ["model.path=any", "model.freeze=[model.multi_modal_projector.linear_2]"])
+    backbone = select_trainable(tiny, config.model, masters=False)
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert trained == {f"model.multi_modal_projector.linear_1.{part}" for part in ("weight", "bias")}
+
+
+def test_a_part_that_is_not_there_cannot_be_frozen(tiny):
+    config = load_config(None, ["model.path=any", "model.freeze=[model.multi_modal_projector.linear]"])
+    with pytest.raises(ConfigError, match="no part 'model.multi_modal_projector.linear'; it has lm_head.weight, model"):
+        select_trainable(tiny, config.model, masters=False)
