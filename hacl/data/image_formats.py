@@ -31,8 +31,8 @@ class ImageFormat:
     concatenated along; mark: what a text holds for an image, None for the processor's image token; token: the token
     whose embedding gives way to image features, None for the processor's image token; by_shape: whether the number of
     tokens depends on the image's shape; pads: whether tensors of several images are padded with zeros to one shape;
-    token_types: inputs with one value per token that the stock forward pass needs: in an image what the processor gives,
-    elsewhere 0 up to the answer and then `answer_type`.
+    token_types: inputs with one value per token that the stock forward pass needs: in an image what the processor
+    gives, elsewhere 0 up to the answer and then `answer_type`.
     """
 
     names: tuple[str, ...] = ("pixel_values",)
@@ -111,6 +111,9 @@ FORMATS: dict[str, ImageFormat] = {
     "Qwen2VLProcessor": QWEN,
     "Qwen2_5_VLProcessor": QWEN,
     "Qwen3VLProcessor": QWEN,
+    "InternVLProcessor": ImageFormat(by_shape=True),
+    "DeepseekVLProcessor": ImageFormat(),
+    "DeepseekVLHybridProcessor": ImageFormat(names=("pixel_values", "high_res_pixel_values")),
 }
 
 
@@ -177,8 +180,8 @@ class ImageText:
     ) -> dict[str, list[int]]:
         """Inputs of one value per token of a sequence of `length` tokens, whose answer begins at `prompt`.
 
-        spans: [start, end) of what is written for each image; sizes: (width, height) of each, or none where the tokens do
-        not depend on it.
+        spans: [start, end) of what is written for each image; sizes: (width, height) of each, which only families by
+        shape need.
         """
         found = {name: [0] * prompt + [self.format.answer_type] * (length - prompt) for name in self.format.token_types}
         for number, (start, end) in enumerate(spans):

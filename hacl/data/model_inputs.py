@@ -16,8 +16,8 @@ from hacl.data.image_formats import ImageText, Pixels
 
 @dataclass
 class InputRow:
-    """One sequence. image: tensors of its image, empty without one; types: further values of each token, by input; they
-    may stop before the end, where they are 0."""
+    """One sequence. image: tensors of its image, empty without one; types: further values of each token, by input.
+    Those beyond its end do not count, and a sequence that goes on past them goes on with the last."""
 
     ids: list[int]
     image: Pixels = field(default_factory=dict)
@@ -40,7 +40,9 @@ def left_padded(rows: Sequence[InputRow], pad: int, images: ImageText | None = N
         ids_RT[number, start:] = torch.tensor(row.ids)
         mask_RT[number, start:] = 1
         for name, values in row.types.items():
-            found[name][number, start : start + len(values)] = torch.tensor(values, dtype=torch.long)
+            kept = torch.tensor(values[: len(row.ids)] or [0], dtype=torch.long)
+            found[name][number, start : start + len(kept)] = kept
+            found[name][number, start + len(kept) :] = kept[-1]
     shown = [row.image for row in rows if row.image]
     if shown and images is not None:
         found |= images.format.collate(shown)

@@ -1,8 +1,7 @@
 """From a sample to the token ids and pixels that a model reads, and from several to one left-padded batch.
 
-Processors that write a fixed number of `<image>` tokens go through the training's own encoder, so a capture reads what
-training wrote, to the token. Others (Qwen2-VL: the number depends on the image's shape) expand images themselves, and
-a tokenizer alone serves text-only models.
+Processors of known families go through the training's own encoder, so a capture reads what training wrote, to the
+token. Others expand images themselves, and a tokenizer alone serves text-only models.
 
 Shapes: R rows, T tokens.
 """
@@ -19,8 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hacl.data.images import load_image
-from hacl.data.templates import IMAGE_MARK, SequenceEncoder
+from hacl.data.image_formats import has_format
+from hacl.data.images import image_size, load_image
+from hacl.data.model_inputs import InputRow, left_padded
+from hacl.data.templates import SequenceEncoder
 from hacl.representations.samples import Sample
 from hacl.representations.selectors import Layout
 
@@ -30,8 +31,8 @@ PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
 
 @dataclass
 class EncodedRow:
-    """One sequence. prompt: tokens of the prompt; end: where the answer ends, EOS not counted; inputs: what the
-    processor made of the image; per_token: further values for each prompt token (0 for the answer).
+    """One sequence. prompt: tokens of the prompt; end: where the answer ends, EOS not counted; image: places of image
+    tokens; inputs: what the processor made of the image; per_token: the types of an `InputRow`.
     """
 
     ids: list[int]
@@ -67,7 +68,7 @@ class RowEncoder:
         self.sequences = self._training_encoder()
 
     def _training_encoder(self) -> SequenceEncoder | None:
-        if not self.has_images or getattr(self.processor, "image_token", None) != IMAGE_MARK:
+        if not self.has_images or not has_format(self.processor):
             return None
         return SequenceEncoder(
             self.processor, template=self.template, prompt="", max_length=ROOM, max_caption_length=ROOM
@@ -87,16 +88,21 @@ class RowEncoder:
         return row or self._trained(sample, answer, pixels)
 
     def _trained(self, sample: Sample, answer: str | None, pixels: bool) -> EncodedRow:
-        encoder = copy.copy(self.sequences)
+        encoder, images = copy.copy(self.sequences), self.sequences.images
         encoder.prompt = sample.prompt
-        found = encoder.caption_sequence("yes" if answer is None else answer, with_image=sample.image is not None)
+        size = None if sample.image is None or images.fixed is not None else image_size(Path(sample.image))
+        found = encoder.caption_sequence(
+            "yes" if answer is None else answer,
+            with_image=sample.image is not None,
+            image=None if sample.image is None else images.ids(size),
+        )
         prompt = found.is_label.index(True) if True in found.is_label else len(found)
         ids = found.ids[:prompt] if answer is None else found.ids
-        image = [position for start, end in found.image_spans for position in range(start, end)]
-        row = EncodedRow(ids, prompt, self._end(ids, prompt), image)
+        places = [place for span in found.image_spans for place in range(*span) if ids[place] == images.token_id]
+        row = EncodedRow(ids, prompt, self._end(ids, prompt), places)
+        row.per_token = images.token_types(len(ids), found.image_spans, [size], prompt)
         if pixels and sample.image is not None:
-            made = self.processor.image_processor(load_image(Path(sample.image)), return_tensors="pt")
-            row.inputs["pixel_values"] = made["pixel_values"]
+            row.inputs = images.tensors(load_image(Path(sample.image)))
         return row
 
     def _prompt(self, sample: Sample, pixels: bool) -> EncodedRow:
@@ -109,7 +115,7 @@ class RowEncoder:
         made = dict(self.processor(text=[text], images=[load_image(Path(sample.image))], return_tensors="pt"))
         ids = made.pop("input_ids")[0].tolist()
         made.pop("attention_mask", None)
-        per_token = {key: made.pop(key)[0].tolist() for key in PER_TOKEN if key in made}
+        per_token = {key: [*made.pop(key)[0].tolist(), 0] for key in PER_TOKEN if key in made}  # 0 for an answer
         image_id = self.processor.image_token_id
         image = [position for position, token in enumerate(ids) if token == image_id]
         return EncodedRow(ids, len(ids), len(ids), image, made if pixels else {}, per_token)
@@ -141,20 +147,9 @@ class RowEncoder:
         """Left-padded input_ids and attention_mask (R, T), position_ids (R, T) where the model does not make its own
         from the image grid, and the inputs of the rows that have an image.
         """
-        longest = max(len(row.ids) for row in rows)
-        ids_RT = torch.full((len(rows), longest), self.pad)
-        mask_RT = torch.zeros(len(rows), longest, dtype=torch.long)
-        for number, row in enumerate(rows):
-            ids_RT[number, longest - len(row.ids) :] = torch.tensor(row.ids)
-            mask_RT[number, longest - len(row.ids) :] = 1
-        found = {"input_ids": ids_RT, "attention_mask": mask_RT}
-        for key in {key for row in rows for key in row.per_token}:
-            found[key] = torch.zeros_like(ids_RT)
-            for number, row in enumerate(rows):
-                values = torch.tensor(row.per_token.get(key, []), dtype=torch.long)
-                found[key][number, longest - len(row.ids) :][: len(values)] = values
-        for key in {key for row in rows for key in row.inputs}:
-            found[key] = torch.cat([row.inputs[key] for row in rows if key in row.inputs])
+        made = [InputRow(row.ids, row.inputs, row.per_token) for row in rows]
+        found = left_padded(made, self.pad, None if self.sequences is None else self.sequences.images)
+        mask_RT = found["attention_mask"]
         if "image_grid_thw" not in found:
             found["position_ids"] = (mask_RT.cumsum(1) - 1).clamp_min(0)
         return {

@@ -82,8 +82,9 @@ def extend(branched: Branched, side: int, continuation: Sequence[int]) -> None:
 
 
 def shared_prefix(sequences: Sequence[EncodedRow]) -> int:
-    """How many first tokens all sequences have; 0 if their images are not among them or positions are not 0, 1, 2..."""
-    if any(one.per_token or "image_grid_thw" in one.inputs for one in sequences):
+    """How many first tokens all sequences have; 0 if their images are not among them, positions are not 0, 1, 2..., or
+    what a token sees depends on its type."""
+    if any(any(map(any, one.per_token.values())) or "image_grid_thw" in one.inputs for one in sequences):
         return 0
     count = 0
     for tokens in zip(*(one.ids for one in sequences), strict=False):
