@@ -32,12 +32,9 @@ NOT_YET = (
     "blip_2_opt",
     "instructblip",
     "idefics2",
-    "internvl",
     "molmo2",
     "gemma3",
     "paligemma",
-    "deepseek_vl",
-    "deepseek_vl_hybrid",
 )
 LAYER = 1  # with DeepStack one after which features are added
 

@@ -24,7 +24,9 @@ To add a family, let FAMILY be the name of its tiny model in `tests/families`:
 from __future__ import annotations
 
 from hacl.models.adapters import Adapter
+from hacl.models.families.deepseek import DeepseekVLAdapter, DeepseekVLHybridAdapter
 from hacl.models.families.idefics import Idefics3Adapter
+from hacl.models.families.internvl import InternVLAdapter
 from hacl.models.families.llava import FastVlmAdapter, LlavaAdapter, LlavaNextAdapter
 from hacl.models.families.qwen import Qwen2VLAdapter, Qwen3VLAdapter
 
@@ -38,4 +40,7 @@ FAMILIES: dict[str, type[Adapter]] = {
     "qwen2_5_vl": Qwen2VLAdapter,
     "qwen3_vl": Qwen3VLAdapter,
     "qwen3_vl_moe": Qwen3VLAdapter,
+    "internvl": InternVLAdapter,
+    "deepseek_vl": DeepseekVLAdapter,
+    "deepseek_vl_hybrid": DeepseekVLHybridAdapter,
 }
