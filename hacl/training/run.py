@@ -277,7 +277,10 @@ def _train(trainer: HaclTrainer, start: str | None) -> RunResult:
     """The loop, the last checkpoint, the last validation, and `result.json`."""
     output = Path(trainer.args.output_dir)
     outcome = trainer.train(resume_from_checkpoint=start)
-    metrics = {} if trainer.is_finished else {**outcome.metrics, **trainer.skipped.metrics()}
+    metrics = dict(outcome.metrics)
+    if trainer.is_finished:  # without a step there are no rates
+        metrics = {} if (mean := trainer.mean_loss()) is None else {"train_loss": mean}
+    metrics.update(trainer.skipped.metrics())
     state = trainer.state
     best = state.best_model_checkpoint if trainer.config.train.best_metric is not None else None
     last = checkpoint_store.checkpoint_folder(output, state.global_step)

@@ -180,12 +180,17 @@ class SurvivingTrainer(SavingTrainer):
         self._logged = self._total_loss_scalar
         return super()._finalize_training(*arguments)
 
+    def mean_loss(self) -> float | None:
+        """Mean over all steps of the run, after `train`; None where it went on from a checkpoint without sums."""
+        is_known = self._sums or self._initial_global_step == 0
+        return self._total_loss_scalar / max(self.state.global_step, 1) if is_known else None
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer, without the rates of a process that made no step; `train_loss` is the mean of the whole run."""
-        if self.is_finished and "train_loss" in logs:
+        if "train_loss" in logs and self.is_finished:
             return
-        if "train_loss" in logs and self._sums:
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        if "train_loss" in logs and (mean := self.mean_loss()) is not None:
+            logs["train_loss"] = mean
         super().log(logs, start_time)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader, resume_from_checkpoint):

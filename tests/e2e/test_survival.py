@@ -224,8 +224,12 @@ def test_a_run_killed_after_its_last_checkpoint_still_names_the_best_one(command
     """Here a greater loss is taken as better, so that the best checkpoint is not the last."""
     how = [f"data.eval_path={records}", "train.eval_steps=2", "train.best_metric=eval_loss"]
     assert command(*how, "train.best_is_greater=true") == 0
-    assert json.loads((command.run / "result.json").read_text())["checkpoint"] == "checkpoint-2"
+    result = json.loads((command.run / "result.json").read_text())
+    assert result["checkpoint"] == "checkpoint-2"
     (command.run / "result.json").unlink()
     capsys.readouterr()
     assert command(*how, "train.best_is_greater=true") == 0
     assert f"done after step 4: {command.run / 'checkpoint-2'}" in capsys.readouterr().out
+    again = json.loads((command.run / "result.json").read_text())["metrics"]
+    assert again == {name: value for name, value in result["metrics"].items() if name in again}
+    assert {"train_loss", "eval_loss"} <= set(again), "without the rates of a process that made no step"
