@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hacl.config import Config
 from hacl.data.records import Record
@@ -26,9 +27,12 @@ class Measured:
 
 
 class Measurer:
-    """Measures records as a run with this configuration would see them in its first epoch, without images' pixels."""
+    """Measures records as a run with this configuration would see them in its first epoch, without images' pixels.
 
-    def __init__(self, config: Config):
+    image_root: folder of the images; read where a family writes as many tokens for an image as its shape asks for.
+    """
+
+    def __init__(self, config: Config, image_root: Path | str | None = None):
         from transformers import AutoProcessor
 
         from hacl.data.dataset import TrainingDataset
@@ -44,14 +48,14 @@ class Measurer:
             max_caption_length=_UNLIMITED,
         )
         self._dataset = TrainingDataset(
-            [], encoder, image_root=None, objective=config.objective, seed=config.data.seed, load_pixels=False
+            [], encoder, image_root=image_root, objective=config.objective, seed=config.data.seed, load_pixels=False
         )
 
     def __call__(self, record: Record) -> Measured:
         self._dataset.records = [record]
         try:
             sample = self._dataset[0]
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             return Measured(problem=str(error).removeprefix(f"record {record.id!r}: "))
         longest, cut = self.data.max_length, self.data.max_caption_length
         generations = [sample.generation, *sample.hallucinated_generations]

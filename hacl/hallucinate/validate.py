@@ -67,7 +67,8 @@ def validate_file(
     lexicon: recognises objects in hallucinated captions. Raises FileNotFoundError.
     """
     report = FileReport(str(path))
-    setup = partial(_Checker, image_root, config, lexicon)
+    measured_root = images_of(path, image_root, config)
+    setup = partial(_Checker, image_root, config, lexicon, measured_root)
     ids, contents, captions, bytes_ = HashSet(), HashSet(), HashSet(), HashSet()
     repeats: dict[str, list[str]] = {}
     chunks = chunked(_rows(path, report), CHUNK)
@@ -95,6 +96,11 @@ def validate_file(
     order = {row: number for number, row in enumerate(_places(report.problems))}
     report.problems.sort(key=lambda problem: order[problem.where])
     return report
+
+
+def images_of(path: Path, image_root: Path | None, config: Config | None) -> Path | str:
+    """Where a run with this configuration looks for the images of a file, unless a folder is given."""
+    return image_root or (config and config.data.image_root) or Path(path).parent
 
 
 class Seen:
@@ -139,11 +145,13 @@ def _rows(path: Path, report: FileReport) -> Iterator[tuple[str, Any, list[str]]
 class _Checker:
     """What a worker needs."""
 
-    def __init__(self, image_root: Path | None, config: Config | None, lexicon: Lexicon | None):
+    def __init__(
+        self, image_root: Path | None, config: Config | None, lexicon: Lexicon | None, measured_root: Path | str
+    ):
         self.image_root = image_root
         self.lexicon = default_lexicon() if lexicon is None else lexicon
         self.config = config
-        self.measure = None if config is None else Measurer(config)
+        self.measure = None if config is None else Measurer(config, measured_root)
 
 
 def _check(checker: _Checker, chunk: Sequence[tuple[str, Any, list[str]]]) -> _Part:
