@@ -100,10 +100,10 @@ def divergence(
                 wanted_NlV = reader.log_probs(batch, reader.embed(batch))
             with original.open() as device:
                 reader = ForcedReader(original, device)
-                embeds_RTD = reader.embed(batch)
-                base[batch.rows] = kl_by_row(wanted_NlV, reader.log_probs(batch, embeds_RTD), batch)
+                embedded = reader.embed(batch)
+                base[batch.rows] = kl_by_row(wanted_NlV, reader.log_probs(batch, embedded), batch)
                 bar.update(2 * len(batch.rows))
-                for setting, log_probs_NlV in _variants(reader, batch, embeds_RTD, steerers, list(moved), steered):
+                for setting, log_probs_NlV in _variants(reader, batch, embedded, steerers, list(moved), steered):
                     moved[setting][batch.rows] = kl_by_row(wanted_NlV, log_probs_NlV, batch)
                     bar.update(len(batch.rows))
     idle = [setting for setting in moved if setting.alpha and not steered[setting]]
@@ -112,7 +112,7 @@ def divergence(
     return Divergence([sample.group for sample in samples], tokens, base, moved)
 
 
-def _variants(reader: ForcedReader, batch: ForcedBatch, embeds_RTD: Tensor, steerers, settings, steered: Counter):
+def _variants(reader: ForcedReader, batch: ForcedBatch, embedded: dict, steerers, settings, steered: Counter):
     """(setting, (Nl, V) log-probabilities) of each variant; one session serves all strengths of a place.
 
     steered: counts positions by setting.
@@ -129,7 +129,7 @@ def _variants(reader: ForcedReader, batch: ForcedBatch, embeds_RTD: Tensor, stee
             for setting in group:
                 before = session.stats.total
                 session.alpha = setting.alpha
-                log_probs_NlV = reader.log_probs(batch, embeds_RTD)
+                log_probs_NlV = reader.log_probs(batch, embedded)
                 steered[setting] += session.stats.total - before
                 yield setting, log_probs_NlV
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from hacl.data.templates import EncodedSequence
 from hacl.evaluation.generation import Generator, with_prompt
-from hacl.evaluation.inputs import ImageEmbeddings, evaluating, make_encoder
+from hacl.evaluation.inputs import ImageEmbeddings, evaluating, make_encoder, row_batch, written
 from hacl.evaluation.likelihood import LogLikelihoods
 from hacl.evaluation.runner.decoding import Decoding
 from hacl.models.adapters import find_adapter
@@ -103,7 +104,9 @@ def forced_batches(side: Side, samples: Sequence[Sample], texts: Sequence[str], 
     if len(samples) != len(texts):
         raise ValueError(f"{len(samples)} samples but {len(texts)} texts")
     sequences = [
-        with_prompt(side.encoder, sample.prompt).caption_sequence(text, with_image=sample.image is not None)
+        with_prompt(side.encoder, sample.prompt).caption_sequence(
+            text, with_image=sample.image is not None, image=written(side.encoder, sample.image)
+        )
         for sample, text in zip(samples, texts, strict=True)
     ]
     for sample, sequence in zip(samples, sequences, strict=True):
@@ -141,27 +144,30 @@ class ForcedReader:
         self.adapter = find_adapter(side.model)
         self.images = ImageEmbeddings(side.model, side.processor, device)
 
-    def embed(self, batch: ForcedBatch) -> Tensor:
-        """(R, T, D) input embeddings."""
-        embeds_RTD = self.adapter.embed(batch.ids_RT.to(self.device)).clone()
+    def embed(self, batch: ForcedBatch) -> dict[str, Any]:
+        """What the decoder is called with for a batch: embeddings (R, T, D), mask, positions, and what a family adds."""
         shown = iter(self.images([sample.image for sample in batch.samples if sample.image is not None]))
-        for row, sequence in enumerate(batch.sequences):
-            for start, end in sequence.image_spans:
-                embeds_RTD[row, start:end] = next(shown).to(embeds_RTD.dtype)
-        return embeds_RTD
+        images = [None if sample.image is None else next(shown) for sample in batch.samples]
+        rows, image_FW = row_batch(self.adapter, batch.sequences, images)
+        embeds_RTD = self.adapter.merge(rows, image_FW)
+        attention = self.adapter.attention(rows, embeds_RTD.dtype)
+        if attention["attention_mask"] is None:  # a session reads from it where padding is
+            attention["attention_mask"] = batch.mask_RT.long().to(self.device)
+        return {
+            "inputs_embeds": embeds_RTD,
+            "position_ids": self.adapter.positions(rows),
+            **attention,
+            **self.adapter.decoder_inputs(rows, image_FW),
+        }
 
-    def run(self, batch: ForcedBatch, embeds_RTD: Tensor) -> Tensor:
-        """(R, T, D) states after the final norm."""
-        positions = torch.arange(embeds_RTD.shape[1], device=self.device).expand(embeds_RTD.shape[:2])
-        return self.adapter.decoder(
-            inputs_embeds=embeds_RTD, attention_mask=batch.mask_RT.long().to(self.device), position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state  # fmt: skip
+    def run(self, batch: ForcedBatch, embedded: dict[str, Any]) -> Tensor:
+        """(R, T, D) states after the final norm. embedded: what `embed` gave for the batch."""
+        return self.adapter.decoder(**embedded, use_cache=False).last_hidden_state
 
-    def log_probs(self, batch: ForcedBatch, embeds_RTD: Tensor) -> Tensor:
+    def log_probs(self, batch: ForcedBatch, embedded: dict[str, Any]) -> Tensor:
         """(Nl, V) log-probabilities, fp32, of the token at each label position."""
         row, column = batch.labels.to(self.device).unbind(-1)
-        logits = self.adapter.logits(self.run(batch, embeds_RTD)[row, column - 1])
+        logits = self.adapter.logits(self.run(batch, embedded)[row, column - 1])
         return torch.log_softmax(logits.float(), dim=-1)
 
 

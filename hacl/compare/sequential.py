@@ -91,12 +91,12 @@ def forced_states(
             row, column = _places(batch, positions)
             held: dict[LayerKey, Tensor] = {}
             with _recording(modules, held, row, column):
-                embeds_RTD = reader.embed(batch)
+                embedded = reader.embed(batch)
                 if variant is None:
-                    reader.run(batch, embeds_RTD)
+                    reader.run(batch, embedded)
                 else:
                     with variant.forced(side, batch):
-                        reader.run(batch, embeds_RTD)
+                        reader.run(batch, embedded)
             for layer in layers:
                 found[layer].append(held[layer])
             owners.append(torch.tensor(batch.rows)[row])

@@ -1,26 +1,29 @@
 """What evaluation needs around a stock model: images, an encoder, modules in eval mode, rows of embeddings.
 
-Shapes: I images, N image tokens, R rows (right-padded), T tokens, D hidden size.
+Shapes: I images, N tokens of an image, F of all images, R rows (right-padded), T tokens, D hidden size, W width of an
+image's features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hacl.data.images import load_image, resolve_image
+from hacl.data.image_formats import ImageText, Pixels
+from hacl.data.images import image_size, load_image, resolve_image
 from hacl.data.records import Record
 from hacl.data.templates import EncodedSequence, SequenceEncoder
-from hacl.models.adapters import Adapter, find_adapter
+from hacl.models.adapters import Adapter, check_image_count, find_adapter
 from hacl.models.modes import evaluating
 
 __all__ = [
-    "ImageEmbeddings", "ImageLike", "decode_rows", "evaluating", "image_paths", "make_encoder", "open_image",
-    "pixels_of",
+    "EmbeddedImage", "ImageEmbeddings", "ImageLike", "decode_rows", "evaluating", "image_paths", "make_encoder",
+    "open_image", "pixels_of", "row_batch", "written",
 ]  # fmt: skip
 
 ImageLike = Path | str | Image.Image
@@ -55,27 +58,45 @@ def pixels_of(processor, images: Sequence[ImageLike], device: torch.device) -> T
     return processor.image_processor(opened, return_tensors="pt")["pixel_values"].to(device)
 
 
+def written(encoder: SequenceEncoder, image: ImageLike | None) -> list[int] | None:
+    """Tokens written for an image, None without one. Only where they depend on its shape is its header read."""
+    if image is None:
+        return None
+    if encoder.images.fixed is not None:
+        return encoder.images.fixed
+    return encoder.images.ids(image.size if isinstance(image, Image.Image) else image_size(Path(image)))
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """ids: what is written for an image in a sequence; features_NW: see `Adapter.image_embeddings`; inputs: those of
+    its tensors that positions depend on."""
+
+    ids: list[int]
+    features_NW: Tensor
+    inputs: Pixels
+
+
 class ImageEmbeddings:
-    """Projected image tokens, each path computed once and kept while there is room.
+    """Embedded images, each computed once and kept while there is room.
 
     keep: number of images held; rows of one image are best asked for together, as they then cost one tower pass.
     """
 
     def __init__(self, model: nn.Module, processor, device: torch.device, keep: int = 512):
         self.adapter = find_adapter(model)
-        self.processor = processor
+        self.images = ImageText(processor)
         self.device = device
         self.keep = keep
-        self.held: dict[str, Tensor] = {}
+        self.held: dict[str, EmbeddedImage] = {}
         self.opened: dict[str, ImageLike] = {}  # keeps images alive, so that no other image gets the id of one
 
-    def __call__(self, images: Sequence[ImageLike]) -> list[Tensor]:
-        """(N, D) for each image, in order."""
+    def __call__(self, images: Sequence[ImageLike]) -> list[EmbeddedImage]:
+        """Each image, in order."""
         keys = [f"{id(image)}" if isinstance(image, Image.Image) else str(image) for image in images]
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in self.held}
         if new:
-            features = self.adapter.vision_features(pixels_of(self.processor, list(new.values()), self.device))
-            fresh = dict(zip(new, self.adapter.project(features), strict=True))
+            fresh = dict(zip(new, self._embed([open_image(image) for image in new.values()]), strict=True))
             found = {key: self.held[key] for key in keys if key in self.held} | fresh
             for key in [key for key in self.held if key not in found]:
                 if len(self.held) + len(fresh) <= self.keep:
@@ -86,23 +107,60 @@ class ImageEmbeddings:
             return [found[key] for key in keys]
         return [self.held[key] for key in keys]
 
+    def _embed(self, images: Sequence[Image.Image]) -> list[EmbeddedImage]:
+        ids = [self.images.ids(image.size) for image in images]
+        tensors = [self.images.tensors(image) for image in images]
+        inputs = {name: each.to(self.device) for name, each in self.images.format.collate(tensors).items()}
+        image_FW = self.adapter.image_embeddings(inputs)
+        counts = [each.count(self.images.token_id) for each in ids]
+        check_image_count(written=sum(counts), produced=len(image_FW))
+        kept = [{name: each[name].to(self.device) for name in self.adapter.position_inputs} for each in tensors]
+        return [EmbeddedImage(*parts) for parts in zip(ids, image_FW.split(counts), kept, strict=True)]
+
+
+def row_batch(
+    adapter: Adapter, sequences: Sequence[EncodedSequence], images: Sequence[EmbeddedImage | None]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Right-padded rows, one for each sequence, as a batch of `Adapter.decode_batch`, and the features (F, W) of their
+    images. images: that of each row, None for a row without."""
+    device = adapter.embed_tokens.weight.device
+    shape = len(sequences), max(len(sequence) for sequence in sequences)
+    ids_RT, source_RT = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
+    segments_RT = torch.zeros(shape, dtype=torch.long)
+    counts: list[int] = []
+    for row, (sequence, image) in enumerate(zip(sequences, images, strict=True)):
+        ids_RT[row, : len(sequence)] = torch.tensor(sequence.ids)
+        segments_RT[row, : len(sequence)] = 1
+        if image is not None:
+            places = ids_RT[row] == adapter.image_token_id
+            first, count = sum(counts), len(image.features_NW)
+            check_image_count(written=int(places.sum()), produced=count)
+            source_RT[row, places] = torch.arange(first, first + count)
+            counts.append(count)
+    batch = {
+        "input_ids": ids_RT,
+        "position_ids": torch.arange(shape[1]).expand(shape),
+        "segment_ids": segments_RT,
+        "image_source": source_RT,
+        "image_tokens": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
+    }
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    shown = [image for image in images if image is not None]
+    if not shown:
+        return batch, torch.zeros(1, adapter.hidden_size, device=device)
+    batch |= {name: torch.cat([image.inputs[name] for image in shown]) for name in adapter.position_inputs}
+    return batch, torch.cat([image.features_NW for image in shown])
+
 
 def decode_rows(
-    adapter: Adapter, sequences: Sequence[EncodedSequence], images: Sequence[Tensor | None], layer: int | None = None
+    adapter: Adapter,
+    sequences: Sequence[EncodedSequence],
+    images: Sequence[EmbeddedImage | None],
+    layer: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One decoder call over right-padded rows, one row per sequence; padding is never attended to (causal decoder).
+    """One decoder call over right-padded rows, one row per sequence; padding is never attended to.
 
-    images: (N, D) embeddings of the row's image, None for a row without.
-    Returns final states and read states, both (R, T, D), as `Adapter.decode` does.
+    images: that of each row, None for a row without. Returns final states and read states, both (R, T, D), as
+    `Adapter.decode` does.
     """
-    device = adapter.embed_tokens.weight.device
-    longest = max(len(sequence) for sequence in sequences)
-    ids_RT = torch.zeros(len(sequences), longest, dtype=torch.long, device=device)
-    for row, sequence in enumerate(sequences):
-        ids_RT[row, : len(sequence)] = torch.tensor(sequence.ids, device=device)
-    embeds_RTD = adapter.embed(ids_RT).clone()
-    for row, (sequence, image_ND) in enumerate(zip(sequences, images, strict=True)):
-        for start, end in sequence.image_spans:
-            embeds_RTD[row, start:end] = image_ND.to(embeds_RTD.dtype)
-    positions_RT = torch.arange(longest, device=device).expand(len(sequences), -1)
-    return adapter.decode(embeds_RTD, None, positions_RT, layer)
+    return adapter.decode_batch(*row_batch(adapter, sequences, images), layer)

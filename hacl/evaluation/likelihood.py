@@ -64,12 +64,14 @@ def log_likelihoods(
         adapter = embeddings.adapter
         for start in range(0, len(texts), batch_size):
             rows = range(start, min(start + batch_size, len(texts)))
-            sequences = [
-                with_prompt(encoder, prompts[i]).caption_sequence(texts[i], with_image=images[i] is not None)
-                for i in rows
-            ]
             found = iter(embeddings([images[i] for i in rows if images[i] is not None]))
             shown = [None if images[i] is None else next(found) for i in rows]
+            sequences = [
+                with_prompt(encoder, prompts[i]).caption_sequence(
+                    texts[i], with_image=image is not None, image=None if image is None else image.ids
+                )
+                for i, image in zip(rows, shown, strict=True)
+            ]
             states_RTD, _ = decode_rows(adapter, sequences, shown)
             # The head sees label positions only: a (R, T, V) tensor would be the largest of the whole evaluation.
             labels = [(r, t) for r, s in enumerate(sequences) for t, flag in enumerate(s.is_label) if flag]

@@ -98,26 +98,31 @@ def image_states(
 ) -> Tensor:
     """(I, D) pooled image states on the CPU: read at the image tokens in place, or from the strict form's sequence."""
     objective = model.objective
-    sequence, span = image_sequence(encoder, objective)
     rows: list[Tensor] = []
     with evaluating(model) as device, tqdm(total=len(paths), desc="images", disable=not progress, leave=False) as bar:
         embeddings = ImageEmbeddings(model.backbone, encoder.processor, device)
         for start in range(0, len(paths), batch_size):
             shown = embeddings(paths[start : start + batch_size])
-            _, states_RTD = decode_rows(model.adapter, [sequence] * len(shown), shown, objective.layer)
-            reads = torch.tensor([(row, *span) for row in range(len(shown))], device=device)
+            sequences, spans = zip(*(image_sequence(encoder, objective, image.ids) for image in shown), strict=True)
+            _, states_RTD = decode_rows(model.adapter, sequences, shown, objective.layer)
+            reads = torch.tensor([(row, *span) for row, span in enumerate(spans)], device=device)
             rows.append(read_spans(states_RTD, reads).float().cpu())
             bar.update(len(shown))
     return torch.cat(rows)
 
 
-def image_sequence(encoder: SequenceEncoder, objective) -> tuple[EncodedSequence, tuple[int, int]]:
-    """The sequence whose states stand for an image, cut where nothing read depends on the rest, and the read span."""
+def image_sequence(
+    encoder: SequenceEncoder, objective, image: Sequence[int] | None = None
+) -> tuple[EncodedSequence, tuple[int, int]]:
+    """The sequence whose states stand for an image, cut where nothing read depends on the rest, and the read span.
+
+    image: what is written for it, where that depends on its shape.
+    """
     if objective.form == "strict":
-        sequence = encoder.strict_image_root()
+        sequence = encoder.strict_image_root(image)
         end = len(sequence)
         return sequence, ((end - 1, end) if objective.image_pool == "last" else (0, end - 1))
-    whole = encoder.caption_sequence("yes")
+    whole = encoder.caption_sequence("yes", image=image)
     start, end = whole.image_spans[0]
     if objective.form == "eos_branch":
         ids = [*whole.ids[:end], *encoder.eos]

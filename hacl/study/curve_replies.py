@@ -144,8 +144,8 @@ class CurveRunner:
         prompt, and KL(steered || unsteered)."""
         samples = [row.sample for row in rows]
         (forced,) = forced_batches(self.side, samples, [line["text"] for line in lines], len(rows))
-        embeds_RTD = reader.embed(forced)
-        plain_NlV = reader.log_probs(forced, embeds_RTD)
+        embedded = reader.embed(forced)
+        plain_NlV = reader.log_probs(forced, embedded)
         row_Nl, column_Nl = forced.labels.unbind(-1)
         target_Nl = forced.ids_RT[row_Nl, column_Nl].to(plain_NlV.device)
         nll_R = -sum_by_row(plain_NlV.gather(1, target_Nl[:, None])[:, 0], row_Nl, len(rows))
@@ -154,7 +154,7 @@ class CurveRunner:
             coefficients = [rows[at].c for at in forced.rows]
             policy = forced.policy(arm.steerer.policy)
             with _dial(self.side, arm, coefficients, forced.sample_ids, policy=policy, prompts=forced.prompts):
-                kl_R = kl_by_row(reader.log_probs(forced, embeds_RTD), plain_NlV, forced)
+                kl_R = kl_by_row(reader.log_probs(forced, embedded), plain_NlV, forced)
         tokens_R = np.bincount(row_Nl.numpy(), minlength=len(rows))
         for place, at in enumerate(forced.rows):
             kl = None if kl_R is None else float(kl_R[place])

@@ -31,7 +31,9 @@ class Qwen2VLAdapter(Adapter):
     position_inputs = ("image_grid_thw",)
 
     def positions(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(3, R, T), for every sequence those of the stock `get_rope_index`."""
+        """(3, R, T), for every sequence those of the stock `get_rope_index`; (R, T) where no image is given."""
+        if "image_grid_thw" not in batch:
+            return batch["position_ids"]
         merge = self.model.config.vision_config.spatial_merge_size
         return rotary_positions(batch, batch["image_grid_thw"], merge)
 
