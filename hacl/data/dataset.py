@@ -130,7 +130,7 @@ class TrainingDataset(Dataset):
             index=index,
             record_id=record.id,
             image_paths=list(record.images),
-            pixels=[self.encoder.images.tensors(image) for image in opened],
+            pixels=[self.encoder.images.tensors(image, len(opened)) for image in opened],
             generation=generation,
             image_id=stable_key(record.image_id),
             unlabelled=self._unlabelled(record, generation),
@@ -227,9 +227,9 @@ class TrainingDataset(Dataset):
         if texts.fixed is not None:
             return [texts.fixed] * len(record.images)
         if opened:
-            return [texts.ids(image.size) for image in opened]
+            return [texts.ids(image.size, len(opened)) for image in opened]
         sizes = [self._opened(p, held).size if p in held else image_size(self._file(p)) for p in record.images]
-        return [texts.ids(size) for size in sizes]
+        return [texts.ids(size, len(sizes)) for size in sizes]
 
     def _opened(self, path: str, held: Mapping[str, bytes]) -> Image:
         return decode_image(held[path], path) if path in held else load_image(self._file(path))

@@ -53,9 +53,9 @@ class ImageFormat:
             return processor.image_token_id
         return processor.tokenizer.convert_tokens_to_ids(self.token)
 
-    def written(self, processor: Any, size: tuple[int, int]) -> list[int]:
+    def written(self, processor: Any, size: tuple[int, int], count: int = 1) -> list[int]:
         """What the processor writes in place of the mark of an image of this (width, height): markers, tokens of rows
-        and columns, line ends and all."""
+        and columns, line ends and all. count: of the images in the text."""
         blank = Image.new("RGB", size)
         made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
         return [int(token) for token in made["input_ids"][0]]
@@ -68,8 +68,12 @@ class ImageFormat:
         made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
         return {name: [int(value) for value in made[name][0]] for name in self.token_types}
 
-    def tensors(self, processor: Any, image: Image.Image) -> Pixels:
-        """The tensors `names` of one image."""
+    def written_behind_another(self, written: list[int]) -> list[int]:
+        """What of it the processor writes where nothing stands between an image and the one before it."""
+        return written
+
+    def tensors(self, processor: Any, image: Image.Image, count: int = 1) -> Pixels:
+        """The tensors `names` of one image. count: of the images in its text."""
         made = processor.image_processor(image, return_tensors="pt")
         return {name: made[name] for name in self.names}
 
@@ -96,6 +100,44 @@ def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:
     return F.pad(tensor, [end for width in reversed(widths) for end in (0, width)])
 
 
+class OneVisionFormat(ImageFormat):
+    """Tiles for an image that is alone in its text, and else the whole image only.
+
+    `batch_num_images` of an image is how many its text has. Those of several texts have one entry for each text, as
+    `get_image_features` reads them, so all images of a text must follow each other.
+    """
+
+    def written(self, processor: Any, size: tuple[int, int], count: int = 1) -> list[int]:
+        if count == 1:
+            return super().written(processor, size)
+        blank = Image.new("RGB", size)
+        text = self._mark(processor) * 2
+        made = processor(images=[[blank, blank]], text=[text], add_special_tokens=False)
+        ids = [int(token) for token in made["input_ids"][0]]
+        return ids[: len(ids) // 2]
+
+    def tensors(self, processor: Any, image: Image.Image, count: int = 1) -> Pixels:
+        made = processor.image_processor([[image] * min(count, 2)], return_tensors="pt")
+        own = {name: made[name][:1] for name in self.names}
+        return {**own, "batch_num_images": torch.tensor([count])}
+
+    def collate(self, images: Sequence[Pixels]) -> Pixels:
+        found = super().collate(images)
+        counts, place = found["batch_num_images"].tolist(), 0
+        texts = []
+        while place < len(counts):
+            texts.append(counts[place])
+            place += counts[place]
+        return {**found, "batch_num_images": torch.tensor(texts)}
+
+
+class Idefics2Format(ImageFormat):
+    """One marker stands between two images that follow each other: the one that closes the first opens the second."""
+
+    def written_behind_another(self, written: list[int]) -> list[int]:
+        return written[1:]
+
+
 TILES = ImageFormat(names=("pixel_values", "pixel_attention_mask"), by_shape=True, pads=True)
 QWEN = ImageFormat(
     names=("pixel_values", "image_grid_thw"),
@@ -106,6 +148,10 @@ QWEN = ImageFormat(
 FORMATS: dict[str, ImageFormat] = {
     "LlavaProcessor": ImageFormat(),
     "LlavaNextProcessor": ImageFormat(names=("pixel_values", "image_sizes"), by_shape=True, pads=True),
+    "LlavaOnevisionProcessor": OneVisionFormat(
+        names=("pixel_values", "image_sizes", "batch_num_images"), by_shape=True, pads=True
+    ),
+    "Idefics2Processor": Idefics2Format(names=("pixel_values", "pixel_attention_mask"), pads=True),
     "Idefics3Processor": TILES,
     "SmolVLMProcessor": TILES,
     "Qwen2VLProcessor": QWEN,
@@ -141,7 +187,8 @@ class ImageText:
         self.format = find_format(processor)
         self.token_id = self.format.token_id(processor)
         self.mark_ids = self.format.mark_ids(processor)
-        self._found: dict[tuple[int, int], list[int]] = {}
+        self._found: dict[tuple[tuple[int, int], int], list[int]] = {}
+        self._found_types: dict[tuple[int, int], dict[str, list[int]]] = {}
         self.fixed: list[int] | None = None
         if not self.format.by_shape:
             written = [self.format.written(processor, size) for size in PROBES]
@@ -157,10 +204,10 @@ class ImageText:
         """Image tokens of every image, None where they depend on its shape."""
         return None if self.fixed is None else self.fixed.count(self.token_id)
 
-    def ids(self, size: tuple[int, int] | None = None) -> list[int]:
+    def ids(self, size: tuple[int, int] | None = None, count: int = 1) -> list[int]:
         """Tokens written for an image of this (width, height), which only families by shape need.
 
-        Raises ValueError where it is needed and not given.
+        count: of the images in its text. Raises ValueError where the size is needed and not given.
         """
         if self.fixed is not None:
             return self.fixed
@@ -169,11 +216,12 @@ class ImageText:
                 f"{type(self.processor).__name__} writes as many tokens for an image as its shape asks for; give its "
                 "tokens (SequenceEncoder.images.ids(image.size))"
             )
-        if size not in self._found:
+        key = size, count
+        if key not in self._found:
             while len(self._found) >= self.KEPT:
                 del self._found[next(iter(self._found))]
-            self._found[size] = self.format.written(self.processor, size)
-        return self._found[size]
+            self._found[key] = self.format.written(self.processor, size, count)
+        return self._found[key]
 
     def token_types(
         self, length: int, spans: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]], prompt: int
@@ -185,14 +233,20 @@ class ImageText:
         """
         found = {name: [0] * prompt + [self.format.answer_type] * (length - prompt) for name in self.format.token_types}
         for number, (start, end) in enumerate(spans):
-            size = sizes[number] if self.fixed is None else PROBES[0]
-            for name, values in self.format.written_types(self.processor, size).items():
+            for name, values in self._types(sizes[number] if self.fixed is None else PROBES[0]).items():
                 found[name][start:end] = values
         return found
 
-    def tensors(self, image: Image.Image) -> Pixels:
-        """What the model is called with for one image."""
-        return self.format.tensors(self.processor, image)
+    def _types(self, size: tuple[int, int]) -> dict[str, list[int]]:
+        if size not in self._found_types:
+            while len(self._found_types) >= self.KEPT:
+                del self._found_types[next(iter(self._found_types))]
+            self._found_types[size] = self.format.written_types(self.processor, size)
+        return self._found_types[size]
+
+    def tensors(self, image: Image.Image, count: int = 1) -> Pixels:
+        """What the model is called with for one image of a text with `count` images."""
+        return self.format.tensors(self.processor, image, count)
 
     def blank(self) -> Pixels:
         """The tensors of the image that stands in a batch without one."""

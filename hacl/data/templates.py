@@ -139,6 +139,8 @@ class SequenceEncoder:
                 continue
             number = len(sequence.image_spans)
             written = self.images.ids() if images is None else images[number] if number < len(images) else mark
+            if sequence.image_spans and sequence.image_spans[-1][1] == len(sequence.ids):
+                written = self.images.format.written_behind_another(written)
             sequence.image_spans.append((len(sequence.ids), len(sequence.ids) + len(written)))
             sequence.ids += written
             sequence.is_label += [False] * len(written)

@@ -24,7 +24,7 @@ class Facts:
     of parameters outside all of these; unused: beginnings of the names of parameters that the loss does not reach.
     tensors: what the processor returns beside `input_ids` and `attention_mask`; mark: what the user's text holds for an
     image; around: tokens before and after the first run of image tokens; tokens: image tokens of an image of each of
-    `SHAPES`, in pixels (width, height).
+    `SHAPES`, in pixels (width, height); tokens_beside: of an image that is not alone in its text, where they differ.
     features: what `get_image_features(...).pooler_output` is: "tensor" (I, N, D), "tiles" (T, N, D), or "list" and
     "tuple" of one (N, D) for each image; owner: path of the module that has the method.
     rotary: "1d", "mrope" (time, height and width: position_ids (3, rows, tokens)), or "learned"; sections: of mrope;
@@ -59,6 +59,7 @@ class Facts:
     mark: str = "<image>"
     around: tuple[str, str] = (":", "describe")
     tokens: tuple[int, int] = (16, 16)
+    tokens_beside: tuple[int, ...] = ()
     features: str = "tensor"
     owner: str = ""
     rotary: str = "1d"
@@ -152,6 +153,7 @@ FACTS = {
         unused=("model.vision_tower.post_layernorm.",),
         tensors=frozenset({"pixel_values", "image_sizes", "batch_num_images"}),
         tokens=(88, 52),
+        tokens_beside=(17, 17),
         features="list",
     ),
     "fast_vlm": Facts(

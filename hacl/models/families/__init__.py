@@ -25,15 +25,17 @@ from __future__ import annotations
 
 from hacl.models.adapters import Adapter
 from hacl.models.families.deepseek import DeepseekVLAdapter, DeepseekVLHybridAdapter
-from hacl.models.families.idefics import Idefics3Adapter
+from hacl.models.families.idefics import Idefics2Adapter, Idefics3Adapter
 from hacl.models.families.internvl import InternVLAdapter
-from hacl.models.families.llava import FastVlmAdapter, LlavaAdapter, LlavaNextAdapter
+from hacl.models.families.llava import FastVlmAdapter, LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
 from hacl.models.families.qwen import Qwen2VLAdapter, Qwen3VLAdapter
 
 FAMILIES: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
     "fast_vlm": FastVlmAdapter,
     "llava_next": LlavaNextAdapter,
+    "llava_onevision": LlavaOnevisionAdapter,
+    "idefics2": Idefics2Adapter,
     "idefics3": Idefics3Adapter,
     "smolvlm": Idefics3Adapter,
     "qwen2_vl": Qwen2VLAdapter,

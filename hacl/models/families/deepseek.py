@@ -27,9 +27,9 @@ class DeepseekVLAdapter(SplitAdapter):
 
 
 class DeepseekVLHybridAdapter(Adapter):
-    """`DeepseekVLHybridForConditionalGeneration`: half of each feature is of SigLIP, half of SAM at a larger size, whose
-    states of the last and the first global block are added with a learnt weight. Features of both come from one call,
-    so those of a frozen tower are not cached."""
+    """`DeepseekVLHybridForConditionalGeneration`: half of each feature is of SigLIP, half of SAM at a larger size,
+    whose states of the last and the first global block are added with a learnt weight. Features of both come from one
+    call, so those of a frozen tower are not cached."""
 
     VISION = ("model.vision_model", "model.high_res_vision_model")
     CONNECTOR = ("model.aligner", "model.high_res_vision_neck", "model.high_res_vision_proj")

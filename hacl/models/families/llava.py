@@ -50,8 +50,15 @@ class LlavaNextAdapter(Adapter):
         return after_layer(self)
 
 
+class LlavaOnevisionAdapter(LlavaNextAdapter):
+    """`LlavaOnevisionForConditionalGeneration`: tiles as in LLaVA-NeXT, shrunk where they are too many, for an image
+    that is alone in its text; else the whole image with one line end."""
+
+    inputs = ("pixel_values", "image_sizes", "batch_num_images")
+
+
 def after_layer(adapter: Adapter) -> list[nn.Module]:
-    """Blocks of the tower after the last layer that `vision_feature_layer` selects, and the norm behind them."""
+    """Blocks of the tower after the last layer that `vision_feature_layer` selects, with norm and pooling."""
     tower, layer = adapter.vision_tower, adapter.model.config.vision_feature_layer
     stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
     if not stacks:
@@ -59,5 +66,6 @@ def after_layer(adapter: Adapter) -> list[nn.Module]:
     blocks = max(stacks, key=len)
     chosen = [layer] if isinstance(layer, int) else list(layer)
     last = max(index if index >= 0 else len(blocks) + 1 + index for index in chosen)
-    norms = [module for name, module in tower.named_modules() if name.endswith("post_layernorm")]
-    return [*blocks[last:], *norms]
+    behind = ("post_layernorm", "head")  # the head of SigLIP gives one vector for an image
+    others = [module for name, module in tower.named_modules() if name.rsplit(".", 1)[-1] in behind]
+    return [*blocks[last:], *others]
