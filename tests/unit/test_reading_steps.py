@@ -1,4 +1,4 @@
-"""Promises where a step or a validation takes its batches, and of the sums that a checkpoint carries on."""
+"""Promises where a step or a validation takes its batches, of modes after an early end, and of sums carried on."""
 
 import json
 from types import SimpleNamespace
@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from hacl.config import Config
+from hacl.training import running_sums
+from hacl.training.callbacks import SampleCaptions
+from hacl.training.diagnostics_callback import StateDiagnostics
 from hacl.training.metrics import ReportMeter, Throughput
 from hacl.training.stopping import Stopped
 from hacl.training.trainer import DataError, HaclTrainer
@@ -91,6 +94,30 @@ def test_a_validation_batch_that_cannot_be_read_is_a_data_error_that_names_the_f
     assert next(read) == {}
     with pytest.raises(DataError, match="7.png: truncated"):
         next(read)
+
+
+@pytest.mark.parametrize("kind", [SampleCaptions, StateDiagnostics])
+def test_captions_and_diagnostics_that_end_early_leave_every_module_in_its_mode(kind):
+    watcher, seen = kind.__new__(kind), []
+    watcher.model = nn.Sequential(nn.Linear(1, 1).train(), nn.Dropout().eval())
+
+    def stop(*_):
+        seen.append((watcher.model[0].training, torch.is_grad_enabled()))
+        raise Stopped("SIGTERM", 1, saved=False)
+
+    watcher._generate = watcher.poll = stop
+    watcher.batches = [{}]
+    with pytest.raises(Stopped):
+        (watcher.generate if kind is SampleCaptions else watcher.measure)(
+            SimpleNamespace(bf16=False, deepspeed=None, device="cpu")
+        )
+    assert seen == [(False, False)] and [part.training for part in watcher.model] == [True, False]
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_sums(tmp_path):
+    sums = {"loss": 0.1 + 0.2, "terms": {"lm": [1 / 3, 7.0]}}
+    running_sums.write(tmp_path, 1, sums)
+    assert running_sums.read(tmp_path, 1) == sums and running_sums.read(tmp_path, 0) == {}
 
 
 def test_sums_of_reports_come_back_to_the_bit_from_json():
