@@ -162,7 +162,7 @@ def generate(
     with side.open(), tqdm(total=len(samples), desc=progress, disable=not progress, leave=False) as bar:
         decoding = replace(decoding or Decoding(), max_new_tokens=max_new_tokens)
         generator = side.generator(decoding)
-        lengths = [len(generator.prompt_ids(sample.prompt, sample.image is not None)) for sample in samples]
+        lengths = [len(generator.prompt_ids(sample.prompt, sample.image)) for sample in samples]
         order = sorted(range(len(samples)), key=lambda i: (lengths[i], i))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]

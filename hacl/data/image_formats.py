@@ -31,8 +31,10 @@ class ImageFormat:
     concatenated along; mark: what a text holds for an image, None for the processor's image token; token: the token
     whose embedding gives way to image features, None for the processor's image token; by_shape: whether the number of
     tokens depends on the image's shape; pads: whether tensors of several images are padded with zeros to one shape;
-    token_types: inputs with one value per token that the stock forward pass needs: in an image what the processor
-    gives, elsewhere 0 up to the answer and then `answer_type`.
+    before_bos: whether an image stands before the beginning of the text's tokens; token_types: inputs with one value
+    per token that the stock forward pass needs: in an image what the processor gives, elsewhere 0 up to the answer and
+    then `answer_type`; islands: which tokens see each other in both directions: those of type 1 of one image ("image")
+    or of all images of a sequence ("images"), or all before the answer ("prompt"); "" for none.
     """
 
     names: tuple[str, ...] = ("pixel_values",)
@@ -40,8 +42,15 @@ class ImageFormat:
     token: str | None = None
     by_shape: bool = False
     pads: bool = False
+    before_bos: bool = False
     token_types: tuple[str, ...] = ()
     answer_type: int = 0
+    islands: str = ""
+
+    def bos(self, processor: Any) -> list[int]:
+        """What texts begin with."""
+        number = processor.tokenizer.bos_token_id
+        return [] if number is None else [number]
 
     def mark_ids(self, processor: Any) -> list[int]:
         """Tokens of the mark of an image, which a chat template writes and `written` replaces."""
@@ -58,7 +67,7 @@ class ImageFormat:
         and columns, line ends and all. count: of the images in the text."""
         blank = Image.new("RGB", size)
         made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
-        return [int(token) for token in made["input_ids"][0]]
+        return self._of_image(processor, made["input_ids"][0])
 
     def written_types(self, processor: Any, size: tuple[int, int]) -> dict[str, list[int]]:
         """`token_types` of the tokens that `written` gives."""
@@ -66,7 +75,11 @@ class ImageFormat:
             return {}
         blank = Image.new("RGB", size)
         made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
-        return {name: [int(value) for value in made[name][0]] for name in self.token_types}
+        return {name: self._of_image(processor, made[name][0]) for name in self.token_types}
+
+    def _of_image(self, processor: Any, values: Sequence[int]) -> list[int]:
+        """Of one value for each token of a text that is an image's mark, those of what is written for the image."""
+        return [int(value) for value in values]
 
     def written_behind_another(self, written: list[int]) -> list[int]:
         """What of it the processor writes where nothing stands between an image and the one before it."""
@@ -138,6 +151,32 @@ class Idefics2Format(ImageFormat):
         return written[1:]
 
 
+class PaliGemmaFormat(ImageFormat):
+    """Image tokens, then the beginning of the text's tokens, the prompt and a line break."""
+
+    def _of_image(self, processor: Any, values: Sequence[int]) -> list[int]:
+        return super()._of_image(processor, values[: processor.image_seq_length])
+
+
+class Molmo2Format(ImageFormat):
+    """Tokens pool patches of all crops of a call, which they name by number. The processor writes the end token in
+    front of a text where there is no token for its beginning."""
+
+    def bos(self, processor: Any) -> list[int]:
+        return super().bos(processor) or [processor.tokenizer.eos_token_id]
+
+    def _of_image(self, processor: Any, values: Sequence[int]) -> list[int]:
+        return super()._of_image(processor, values[1:])
+
+    def collate(self, images: Sequence[Pixels]) -> Pixels:
+        found, first, pooled = super().collate(images), 0, []
+        for image in images:
+            indices = image["image_token_pooling"]
+            pooled.append(torch.where(indices >= 0, indices + first, indices))
+            first += image["pixel_values"].shape[:2].numel()
+        return {**found, "image_token_pooling": torch.cat(pooled)}
+
+
 TILES = ImageFormat(names=("pixel_values", "pixel_attention_mask"), by_shape=True, pads=True)
 QWEN = ImageFormat(
     names=("pixel_values", "image_grid_thw"),
@@ -159,6 +198,19 @@ FORMATS: dict[str, ImageFormat] = {
     "Qwen3VLProcessor": QWEN,
     "InternVLProcessor": ImageFormat(by_shape=True),
     "DeepseekVLProcessor": ImageFormat(),
+    "Gemma3Processor": ImageFormat(token="<image_soft_token>", token_types=("token_type_ids",), islands="image"),
+    "PaliGemmaProcessor": PaliGemmaFormat(
+        before_bos=True, token_types=("token_type_ids",), answer_type=1, islands="prompt"
+    ),
+    "Molmo2Processor": Molmo2Format(
+        names=("pixel_values", "image_token_pooling", "image_grids"),
+        mark="<|image|>",
+        token="<im_patch>",
+        by_shape=True,
+        token_types=("mm_token_type_ids",),
+        islands="images",
+    ),
+    "Blip2Processor": ImageFormat(mark="", token="<image>", before_bos=True),
     "DeepseekVLHybridProcessor": ImageFormat(names=("pixel_values", "high_res_pixel_values")),
 }
 
@@ -199,6 +251,12 @@ class ImageText:
                 )
             self.fixed = written[0]
 
+        self._island_ids: set[int] = set()
+        if self.format.islands in ("image", "images"):
+            types = self.format.written_types(processor, PROBES[0])[self.format.token_types[0]]
+            ids = self.format.written(processor, PROBES[0])
+            self._island_ids = {token for token, kind in zip(ids, types, strict=True) if kind == 1}
+
     @property
     def num_tokens(self) -> int | None:
         """Image tokens of every image, None where they depend on its shape."""
@@ -222,6 +280,23 @@ class ImageText:
                 del self._found[next(iter(self._found))]
             self._found[key] = self.format.written(self.processor, size, count)
         return self._found[key]
+
+    def islands(self, ids: Sequence[int], prompt: int) -> list[int]:
+        """For each token of a sequence a number that it shares with those it sees in both directions, -1 for no other.
+
+        prompt: tokens before the answer. Empty where attention is causal everywhere.
+        """
+        if self.format.islands == "prompt":
+            return [0] * prompt + [-1] * (len(ids) - prompt)
+        if not self._island_ids:
+            return []
+        found: list[int] = []
+        number = 0 if self.format.islands == "images" else -1
+        for token in ids:
+            if self.format.islands == "image" and token in self._island_ids and (not found or found[-1] < 0):
+                number += 1
+            found.append(number if token in self._island_ids else -1)
+        return found
 
     def token_types(
         self, length: int, spans: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]], prompt: int

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
@@ -22,8 +23,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from hacl.data.image_formats import BLANK
+from hacl.data.images import image_size
+from hacl.data.model_inputs import InputRow, left_padded
 from hacl.data.templates import SequenceEncoder
-from hacl.evaluation.inputs import ImageLike, evaluating, make_encoder, pixels_of
+from hacl.evaluation.inputs import ImageLike, evaluating, make_encoder, open_image
 from hacl.evaluation.runner.decoding import Decoding
 
 
@@ -52,30 +56,36 @@ class Generator:
         own = model.generation_config.eos_token_id
         self.eos = sorted({tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())})
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._prompt_ids: dict[tuple[str, bool], list[int]] = {}
+        self._prompts: dict[tuple[str, bool], InputRow] = {}
 
-    def prompt_ids(self, prompt: str, with_image: bool) -> list[int]:
-        """Token ids up to where the reply begins; a prompt that comes again is not rendered again."""
-        key = prompt, with_image
-        if key not in self._prompt_ids:
-            self._prompt_ids[key] = prompt_ids(self.encoder, prompt, with_image)
-        return list(self._prompt_ids[key])
+    def prompt_ids(self, prompt: str, image: ImageLike | None) -> list[int]:
+        """Token ids up to where the reply begins. Of the image at most the size is read."""
+        return list(self._prompt(prompt, image).ids)
+
+    def _prompt(self, prompt: str, image: ImageLike | None) -> InputRow:
+        """A prompt that comes again is not rendered again, unless its tokens depend on the image."""
+        if image is not None and self.encoder.images.fixed is None:
+            size = image.size if isinstance(image, Image.Image) else image_size(image)
+            return prompt_row(self.encoder, prompt, size)
+        key = prompt, image is not None
+        if key not in self._prompts:
+            self._prompts[key] = prompt_row(self.encoder, prompt, None if image is None else BLANK)
+        return self._prompts[key]
 
     def inputs(self, images: Sequence[ImageLike | None], prompts: Sequence[str], device: torch.device) -> dict:
-        """Left-padded input ids and mask, both (R, T), and the pixels of the rows that have an image."""
+        """Left-padded input ids and mask, both (R, T), and what the processor makes of the rows' images."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
-        rows = [self.prompt_ids(text, image is not None) for image, text in zip(images, prompts, strict=True)]
-        longest = max(map(len, rows))
-        ids_RT = torch.tensor([[self.pad] * (longest - len(ids)) + ids for ids in rows], device=device)
-        mask_RT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows], device=device)
-        inputs = {"input_ids": ids_RT, "attention_mask": mask_RT}
         shown = {_name(image): image for image in images if image is not None}  # one read for all rows of an image
-        if shown:
-            pixels = pixels_of(self.processor, list(shown.values()), device).to(self.model.dtype)
-            place = {name: n for n, name in enumerate(shown)}
-            inputs["pixel_values"] = pixels[[place[_name(image)] for image in images if image is not None]]
-        return inputs
+        opened = {name: open_image(image) for name, image in shown.items()}
+        tensors = {name: self.encoder.images.tensors(image) for name, image in opened.items()}
+        rows = []
+        for image, prompt in zip(images, prompts, strict=True):
+            row = self._prompt(prompt, None if image is None else opened[_name(image)])
+            rows.append(row if image is None else replace(row, image=tensors[_name(image)]))
+        inputs = left_padded(rows, self.pad, self.encoder.images)
+        numbers = self.model.dtype
+        return {name: x.to(device, numbers if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
 
     def replies(
         self,
@@ -258,7 +268,7 @@ def generate_texts(
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
     generator = Generator(model, processor, template=template, decoding=Decoding(max_new_tokens=max_new_tokens))
-    lengths = [len(generator.prompt_ids(text, image is not None)) for image, text in zip(images, prompts, strict=True)]
+    lengths = [len(generator.prompt_ids(text, image)) for image, text in zip(images, prompts, strict=True)]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     texts = [""] * len(lengths)
     with tqdm(total=len(order), desc=progress, disable=not progress, leave=False) as bar:
@@ -271,10 +281,15 @@ def generate_texts(
     return texts
 
 
-def prompt_ids(encoder: SequenceEncoder, prompt: str, with_image: bool) -> list[int]:
-    """Token ids up to where the reply begins: what precedes the first label of a training sequence, to the token."""
-    sequence = with_prompt(encoder, prompt).caption_sequence("yes", with_image=with_image)
-    return sequence.ids[: sequence.is_label.index(True)]
+def prompt_row(encoder: SequenceEncoder, prompt: str, size: tuple[int, int] | None) -> InputRow:
+    """Tokens up to where the reply begins: what precedes the first label of a training sequence, to the token.
+
+    size: (width, height) of the image, None without one.
+    """
+    image = None if size is None else encoder.images.ids(size)
+    sequence = with_prompt(encoder, prompt).caption_sequence("yes", with_image=size is not None, image=image)
+    ids = sequence.ids[: sequence.is_label.index(True)]
+    return InputRow(ids, types=encoder.images.token_types(len(ids), sequence.image_spans, [size], len(ids)))
 
 
 def with_prompt(encoder: SequenceEncoder, prompt: str) -> SequenceEncoder:

@@ -128,7 +128,7 @@ class Speaker:
             replies=tuple(replies),
             layers=_layers(session, seen.table() if seen is not None else {}, alphas),
             policy=str(session.policy),
-            prompt_tokens=len(generator.prompt_ids(request.prompt, True)),
+            prompt_tokens=len(generator.prompt_ids(request.prompt, request.image)),
             context_passes=session.stats.context_passes,
             seconds=time.perf_counter() - started,
             notes=tuple(_notes(steerer, session, alphas)),

@@ -8,7 +8,7 @@ from hacl.config import DataConfig, ObjectiveConfig
 from hacl.data.records import read_records
 from hacl.data.templates import SequenceEncoder
 from hacl.evaluation.diagnostics import entanglement, modality_gap
-from hacl.evaluation.generation import answer_questions, generate_captions, generate_texts, prompt_ids
+from hacl.evaluation.generation import answer_questions, generate_captions, generate_texts, prompt_row
 from hacl.evaluation.inputs import evaluating, image_paths, make_encoder
 from hacl.evaluation.likelihood import _derangement, caption_margins, choice_scores, log_likelihoods
 from hacl.evaluation.states import collect_states
@@ -49,15 +49,15 @@ def test_batching_and_left_padding_do_not_change_greedy_text(loaded, world):
 def test_a_prompt_ends_where_the_answer_of_training_begins(loaded):
     encoder = make_encoder(loaded[1], "chat", "describe it")
     whole = encoder.caption_sequence("a red square")
-    ids = prompt_ids(encoder, "describe it", True)
+    ids = prompt_row(encoder, "describe it", (48, 48)).ids
     assert whole.ids[: len(ids)] == ids and whole.is_label[len(ids)] and not any(whole.is_label[: len(ids)])
 
 
 def test_the_image_reaches_the_caption_prompt_and_none_leaves_it_out(loaded, world):
     encoder = make_encoder(loaded[1], "plain", "describe")
     token = encoder.image_token_id
-    assert prompt_ids(encoder, "describe", True).count(token) == encoder.num_image_tokens
-    assert prompt_ids(encoder, "describe", False).count(token) == 0
+    assert prompt_row(encoder, "describe", (48, 48)).ids.count(token) == encoder.num_image_tokens
+    assert prompt_row(encoder, "describe", None).ids.count(token) == 0
     paths = image_paths(world[1], world[0])
     assert len(generate_captions(*loaded, paths, max_new_tokens=2, progress=False)) == len(paths)
 

@@ -137,9 +137,9 @@ def test_an_image_that_several_rows_show_is_read_once_and_a_prompt_rendered_once
     images = [world.samples[n].image for n in (0, 1, 0, 2, 1)]
     prompts = ["describe the image", "what is it", "what is it", "describe the image", "what is it"]
     alone = [generator.inputs([image], [prompt], "cpu") for image, prompt in zip(images, prompts, strict=True)]
-    opened, rendered, plain = [], [], generation.prompt_ids
+    opened, rendered, plain = [], [], generation.prompt_row
     monkeypatch.setattr(inputs, "load_image", lambda path, load=inputs.load_image: opened.append(path) or load(path))
-    monkeypatch.setattr(generation, "prompt_ids", lambda *given: rendered.append(given[1]) or plain(*given))
+    monkeypatch.setattr(generation, "prompt_row", lambda *given: rendered.append(given[1]) or plain(*given))
     found = generation.Generator(side.model, side.processor).inputs(images, prompts, "cpu")
     assert len(opened) == 3 and len(rendered) == 2
     for row, single in enumerate(alone):

@@ -23,7 +23,7 @@ class GeneratingAnswerer:
         self.generator, self.session = generator, session
 
     def size(self, request: Request) -> int:
-        return len(self.generator.prompt_ids(request.prompt, request.image is not None))
+        return len(self.generator.prompt_ids(request.prompt, request.image))
 
     def answer(self, requests: Sequence[Request], images: Sequence[Image.Image | None]) -> list[Row]:
         samples = [request.sample for request in requests]

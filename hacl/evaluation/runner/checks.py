@@ -65,7 +65,7 @@ def check_batching(generator: Generator, requests: Sequence[Request], batch_size
 def shown_prompt(generator: Generator, request: Request) -> str:
     """A request as the model reads it: its tokens as text, the image tokens of an image as one ``<image x N>``."""
     tokenizer, mark = generator.processor.tokenizer, generator.encoder.image_token_id
-    ids = generator.prompt_ids(request.prompt, request.image is not None)
+    ids = generator.prompt_ids(request.prompt, request.image)
     parts, start = [], 0
     while start < len(ids):
         end = start

@@ -96,7 +96,7 @@ def answer_all(
 
     The noise of a sampled reply comes from seed and sample id, so that strengths are compared under the same noise.
     """
-    lengths = {a.key: len(generator.prompt_ids(a.sample.prompt, a.sample.image is not None)) for a in missing}
+    lengths = {a.key: len(generator.prompt_ids(a.sample.prompt, a.sample.image)) for a in missing}
     order = sorted(missing, key=lambda a: lengths[a.key])
     session = steering(generator.model, steerer, layers=layers, policy=policy)
     with (
