@@ -4,11 +4,13 @@ script reads."""
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForImageTextToText
 
 from hacl.config import ConfigError, load_config
 from hacl.training.build import select_trainable
 from tests.tiny import build_tiny_model
+from tests.unit.test_reproduce import check_values, parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the sources that the files name publish. batch: per rank, without accumulation; None where a source has none.
@@ -72,3 +74,34 @@ def test_a_part_that_is_not_there_cannot_be_frozen(tiny):
     config = load_config(None, ["model.path=any", "model.freeze=[model.multi_modal_projector.linear]"])
     with pytest.raises(ConfigError, match="no part 'model.multi_modal_projector.linear'; it has lm_head.weight, model"):
         select_trainable(tiny, config.model, masters=False)
+
+
+COMMANDS = [path for folder in ("shift", "l2s", "flexac") for path in sorted(ROOT.glob(f"configs/{folder}/*/*.yaml"))]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_a_file_of_options_is_read_by_the_command_that_it_names(path, capsys):
+    name = str(path.relative_to(ROOT))
+    line = path.read_text(encoding="utf-8").splitlines()[0]
+    assert line.startswith("# For: python scripts/") and f"--config {name} " in line
+    script, *words = line.removeprefix("# For: python ").split()
+    words = [str(ROOT / word) if word == name else word for word in words]
+    try:
+        options = parsed(script, tuple(words))
+    except SystemExit:
+        pytest.fail(capsys.readouterr().err)
+    check_values(script, options)
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert given and all(hasattr(options, key.replace("-", "_")) for key in given)
+    behaviours = getattr(options, "behaviours", None)
+    assert behaviours is None or (ROOT / behaviours).is_file()
+
+
+def test_the_command_line_wins_over_a_file_of_options_and_a_wrong_key_is_named(tmp_path, capsys):
+    file = str(ROOT / "configs/l2s/llava15_7b/pope_fit.yaml")
+    options = parsed("scripts/steer.py", ("fit", "--config", file, "--alpha", "3", "--out", "x"))
+    assert (options.alpha, options.method, options.set) == (3.0, "l2s", ["hidden=100"])
+    (tmp_path / "wrong.yaml").write_text("metod: l2s\n")
+    with pytest.raises(SystemExit):
+        parsed("scripts/steer.py", ("fit", "--config", str(tmp_path / "wrong.yaml")))
+    assert "unknown key 'metod'; did you mean 'method'?" in capsys.readouterr().err
