@@ -98,8 +98,12 @@ class SequenceEncoder:
         image: tokens of its image; needed where they depend on the image's shape.
         """
         if self.template == "plain":
-            head = [*self.bos, *((self.images.ids() if image is None else image) if with_image else [])]
-            spans = [(len(self.bos), len(head))] if with_image else []
+            head, spans = list(self.bos), []
+            if with_image:
+                written = self.images.ids() if image is None else image
+                start = 0 if self.images.format.before_bos else len(head)
+                head[start:start] = written
+                spans = [(start, start + len(written))]
             head += self._ids(f"{self.prompt}\n" if self.prompt else "")
             tail = [*self._ids(caption), *self.eos] if answer else []
             ids, labels = head + tail, [False] * len(head) + [True] * len(tail)
@@ -165,7 +169,7 @@ class SequenceEncoder:
         Raises ValueError where they depend on the question.
         """
         if self.template == "plain":
-            return self.bos
+            return [] if self.images.format.before_bos else self.bos
         asked = ("what ?", "where is it ?")
         mark = [self.images.mark_ids]
         found = [self.conversation_sequence([("user", f"{IMAGE_MARK}\n{words}")], mark) for words in asked]

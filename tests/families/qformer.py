@@ -13,6 +13,8 @@ QFORMER = {
     "num_attention_heads": 4,
     "encoder_hidden_size": 32,
     "max_position_embeddings": 128,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
 }
 QUERIES = 4
 
@@ -73,6 +75,7 @@ def _opt(tokenizer):
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=512,
+        dropout=0.0,
         tie_word_embeddings=False,
         **special_ids(tokenizer),
     )
