@@ -33,9 +33,8 @@ def test_labels_are_marked_image_tokens_counted_and_the_way_is_told(tiny_llava, 
     assert (found.record_id, found.family, found.images) == ("sample-1", "Llava", (16,)), "the first cannot be read"
     assert found.text.startswith("<s> USER :<image>x16what colour") and found.image_moved
     assert found.text.count(OPEN) == found.text.count(CLOSE) == 2 and found.text.endswith("left </s>]]")
-    assert found.labels == 4 and found.tokens == 16 + len(
-        "<s> USER : what colour ? ASSISTANT : red </s> USER : where ? ASSISTANT : left </s>".split()
-    )
+    said = "<s> USER : what colour ? ASSISTANT : red </s> USER : where ? ASSISTANT : left </s>"
+    assert found.labels == 4 and found.tokens == 16 + len(said.split())
     assert "what each answer adds" in found.way and len(found.roots) == 2 and found.roots[0].endswith("</s>")
     plain = example_of(tiny_llava, records, "plain", record_id="sample-2")
     assert plain.text.startswith("<s><image>x16[[") and plain.record_id == "sample-2" and not plain.image_moved
