@@ -172,7 +172,8 @@ class HaclTrainer(SurvivingTrainer):
         records = take_ids(batches)
         gather = Gather(alone=self.args.world_size == 1)
         skipped = () if self.skipped is None else self.skipped.take(batches)
-        counts, labels, *skips = self._heard(failure, len(batches), accumulation.label_tokens(batches), *skipped)
+        mine = len(batches), accumulation.label_tokens(batches), *skipped
+        counts, labels, *skips = self._heard(failure, *mine, device=device)
         if skips and (problem := self.skipped.add([sum(ranks) for ranks in skips])):
             raise DataError(problem)
         batches = accumulation.fill(batches, max(counts), lambda: self.data_collator([]))
@@ -182,13 +183,13 @@ class HaclTrainer(SurvivingTrainer):
         self.begin_step(records)
         return batches, torch.tensor(sum(labels), device=device)
 
-    def _heard(self, failure: Exception | None, *numbers: int) -> list[tuple[int, ...]]:
+    def _heard(self, failure: Exception | None, *numbers: int, device: torch.device) -> list[tuple[int, ...]]:
         """`numbers` of every rank, number by number (collective). failure: what kept this rank from reading.
 
         Raises on every rank Stopped where one was asked to stop, else DataError where one could not read.
         """
         mine = (int(failure is not None), int(self.stop.received is not None), *numbers)
-        said = Gather(alone=self.args.world_size == 1).agree(*mine, device=self.args.device)
+        said = Gather(alone=self.args.world_size == 1).agree(*mine, device=device)
         failures, asked, *others = zip(*said, strict=True)
         if any(asked):
             self.raise_stopped()
@@ -317,7 +318,7 @@ class HaclTrainer(SurvivingTrainer):
                 self.beat("validation")
                 batches, failure = _read(iterator, 1)
                 take_ids(batches)
-                self._heard(failure)
+                self._heard(failure, device=self.args.device)
                 if not batches:
                     return
                 yield batches[0]

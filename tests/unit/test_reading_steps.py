@@ -69,12 +69,13 @@ def test_a_request_to_stop_is_no_failure_of_reading():
 def test_a_validation_that_ends_early_leaves_meters_and_modes_as_they_were(error):
     trainer = HaclTrainer.__new__(HaclTrainer)
     trainer.config, trainer.model = Config(), nn.Sequential(nn.Linear(1, 1).train(), nn.Dropout().eval())
+    trainer.args = ONE_RANK
     trainer.model_wrapped = trainer.model
     trainer._meter, trainer._throughput = meters = ReportMeter(), Throughput()
     trainer.get_eval_dataloader = lambda dataset: iter([{}])
     trainer.beat, seen = lambda phase: None, []
 
-    def heard(failure):
+    def heard(failure, device):
         seen.append((trainer.model[0].training, trainer._meter is meters[0]))
         raise error
 
