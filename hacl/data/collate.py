@@ -54,7 +54,8 @@ class PackedCollator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Returns int64 index tensors, boolean masks and pixels (or features); every read is (row, start, end).
 
-        input_ids, position_ids, segment_ids (R, T); subtree_end (R, T) where sequences form trees, and shared_tokens,
+        input_ids, position_ids, segment_ids (R, T); islands (R, T) in families whose tokens see later ones, equal for
+        those that see each other, else -1; subtree_end (R, T) where sequences form trees, and shared_tokens,
         how many tokens that saved, with share_prefixes; image_source (R, T), index into the F image tokens or -1; what
         the family's processor makes of all images (pixel_values and others) or image_features (I, N, Dv); label_read
         (Nl, 2), the position whose state predicts, with label_target and label_sequence (Nl); sequence_kind and

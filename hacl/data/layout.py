@@ -38,6 +38,7 @@ class Layout:
         self.objective = objective
         self.has_text = has_text
         self.sequences: list[list[int]] = []  # image tokens as negative numbers, apart for every image and place
+        self.islands: list[list[int]] = []  # of each sequence, see `ImageText.islands`
         self.trees: list[list[int]] = []  # sequences of each tree
         self.home: dict[int, int] = {}  # the tree of a sequence
         self.label_positions: list[tuple[int, int, int, int]] = []  # sequence, token, target, labelled sequence
@@ -90,8 +91,7 @@ class Layout:
             return
         start, end = sample.generation.image_spans[0]
         if self.objective.form == "eos_branch":
-            ids = [*sample.generation.ids[:end], *self.encoder.eos]
-            index = self._sequence(EncodedSequence(ids, [], sample.generation.image_spans), images)
+            index = self._sequence(sample.generation.cut(end, *self.encoder.eos), images)
             self.home[index] = self.home[generation]
             self.trees[self.home[generation]].append(index)
             self.unshared_tokens += 1
@@ -108,6 +108,7 @@ class Layout:
             following = iter(places)
             ids[start:end] = [-1 - next(following) if each == token else each for each in ids[start:end]]
         self.sequences.append(ids)
+        self.islands.append(sequence.islands)
         return len(self.sequences) - 1
 
     def _labelled(self, sequence: EncodedSequence, images: list[range], kind: int, b: int) -> int:
@@ -189,9 +190,12 @@ class Layout:
         segment_ids = torch.zeros(shape, dtype=torch.long)
         image_source = torch.full(shape, -1)
         subtree_end = torch.arange(1, tokens + 1).repeat(rows, 1)
+        islands = torch.full(shape, -1)
         next_segment = [0] * rows
-        for tree, (row, corner) in zip(trees, corners, strict=True):
+        for tree, members, (row, corner) in zip(trees, self.trees, corners, strict=True):
             span = slice(corner, corner + len(tree))
+            for island in _islands_of(tree, [self.islands[index] for index in members]):
+                islands[row, [corner + column for column in island]] = corner + island[0]
             next_segment[row] += 1
             content = torch.tensor(tree.tokens)
             input_ids[row, span] = torch.where(content < 0, self.encoder.image_token_id, content)
@@ -207,6 +211,8 @@ class Layout:
         }
         if makes_trees(self.objective):
             batch["subtree_end"] = subtree_end
+        if any(self.islands):
+            batch["islands"] = islands
         return batch
 
     def _contrastive(self, batch_size: int, place: Callable[[Read], Read]) -> dict[str, Tensor]:
@@ -253,6 +259,26 @@ class Layout:
         for (kind, b, slot), own in found.items():
             tables[kind][b, slot, : len(own)] = torch.tensor(own)
         return {f"{name}_places": table for name, table in tables.items()}
+
+
+def _islands_of(tree: Tree, members: Sequence[list[int]]) -> set[tuple[int, ...]]:
+    """Columns of each island of a tree. members: the islands of its sequences.
+
+    Raises ValueError where a token that sequences share belongs to different islands in them.
+    """
+    held: dict[int, tuple[int, ...]] = {}
+    for path, numbers in zip(tree.columns, members, strict=True):
+        found: dict[int, list[int]] = {}
+        for column, number in zip(path, numbers or [-1] * len(path), strict=True):
+            found.setdefault(number, []).append(column)
+        own = {column: tuple(island) for number, island in found.items() for column in island if number >= 0}
+        for column in path:
+            if held.setdefault(column, own.get(column, ())) != own.get(column, ()):
+                raise ValueError(
+                    "a token of a beginning that sequences share sees later tokens that only some of them have; set "
+                    "objective.share_prefixes=false and objective.form=strict"
+                )
+    return {island for island in held.values() if island}
 
 
 def _row(keys: Sequence[int]) -> Tensor:

@@ -27,15 +27,23 @@ class EncodedSequence:
     ids and is_label have equal length (T); `is_label[t]` says that token t is predicted (by the state at t-1).
     image_spans are [start, end) of all that is written for each image, in the order of the images: its image tokens,
     and the markers that some families write around and between them. cut_labels: how many the limit has cut off.
+    islands: see `ImageText.islands`; empty where attention is causal.
     """
 
     ids: list[int]
     is_label: list[bool]
     image_spans: list[tuple[int, int]] = field(default_factory=list)
     cut_labels: int = 0
+    islands: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def cut(self, end: int, *following: int) -> EncodedSequence:
+        """The first `end` tokens, of whole images, and others behind them, none of them a label."""
+        ids, spans = [*self.ids[:end], *following], [span for span in self.image_spans if span[1] <= end]
+        islands = [*self.islands[:end], *[-1] * len(following)] if self.islands else []
+        return EncodedSequence(ids, [*self.is_label[:end], *[False] * len(following)], spans, islands=islands)
 
 
 class SequenceEncoder:
@@ -66,7 +74,7 @@ class SequenceEncoder:
         self.images = ImageText(processor)
         self.image_token_id = self.images.token_id
         self.num_image_tokens = self.images.num_tokens
-        self.bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        self.bos = self.images.format.bos(processor)
         self.eos = [self.tokenizer.eos_token_id]
 
     # Contrastive roots
@@ -86,7 +94,8 @@ class SequenceEncoder:
         """What is written for an image, and EOS, no BOS and no prompt: the image sequence of the released HACL code."""
         written = self.images.ids() if image is None else image
         ids = [*written, *self.eos]
-        return EncodedSequence(ids, [False] * len(ids), [(0, len(written))])
+        islands = self.images.islands(ids, len(written))
+        return EncodedSequence(ids, [False] * len(ids), [(0, len(written))], islands=islands)
 
     # Generation sequences
 
@@ -160,6 +169,8 @@ class SequenceEncoder:
         sequence.cut_labels = sum(sequence.is_label[self.max_length :])
         sequence.ids = sequence.ids[: self.max_length]
         sequence.is_label = sequence.is_label[: self.max_length]
+        labels = sequence.is_label
+        sequence.islands = self.images.islands(sequence.ids, labels.index(True) if True in labels else len(labels))
         return sequence
 
     @cached_property

@@ -44,7 +44,8 @@ class Adapter:
     then the tower), PARAMETERS, DECODER, LM_HEAD; NORM: of the decoder; IMAGE_TOKEN: the name in the model's config.
     inputs: tensors that the stock processor makes of an image and `get_image_features` takes (`ImageFormat.names`).
     own_positions: `positions` continues rotary positions of several axes along a row; position_inputs: those of
-    `inputs` that it reads, which whoever keeps the features of images keeps with them.
+    `inputs` that it reads, which whoever keeps the features of images keeps with them. own_masks: `attention` gives
+    masks because tokens see later ones, or windows within sequences; forms: of `objective.form`, those that are exact.
     """
 
     model: nn.Module
@@ -64,6 +65,8 @@ class Adapter:
     IMAGE_TOKEN: ClassVar[str] = "image_token_id"
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     own_positions: ClassVar[bool] = False
+    own_masks: ClassVar[bool] = False
+    forms: ClassVar[tuple[str, ...]] = ("in_place", "eos_branch", "strict")
     position_inputs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

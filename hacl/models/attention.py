@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hacl.models.attention_masks import (
+    Reach,
     Segments,
     additive_mask,
     block_mask,
@@ -26,6 +27,7 @@ from hacl.models.attention_masks import (
     dense_mask,
     is_plain,
     sequence_bounds,
+    visible,
 )
 
 SHORT_ROW = 64  # tokens up to which one dense mask costs no more on a CPU than several attention calls
@@ -34,6 +36,8 @@ NO_TREES = (
     "flash_attention_2 sees independent sequences only; objective.form=eos_branch and objective.share_prefixes need "
     "model.attn_implementation=flex_attention, segments or sdpa"
 )
+
+WITH_MASKS = ("sdpa", "eager", "flex_attention")
 
 
 def segment_attention(
@@ -95,20 +99,54 @@ def packed_attention(
     return {"attention_mask": additive_mask(mask, dtype) if implementation == "eager" else mask}
 
 
-def resolve(asked: str, *, trees: bool, dtype: torch.dtype, compiled: bool = False, device: str | None = None) -> str:
+def masked_attention(
+    implementation: str, segment_ids_RT: Tensor, subtree_end_RT: Tensor | None, reach: Reach, dtype: torch.dtype
+) -> Any:
+    """The mask of rows whose tokens do not simply see their path, as a decoder with this implementation takes it; see
+    `packed_attention`. Raises ValueError for an implementation that takes no mask."""
+    check_masks(implementation)
+    if implementation == "flex_attention":
+        return block_mask(segment_ids_RT, subtree_end_RT, reach)
+    mask = visible(segment_ids_RT, subtree_end_RT, reach)
+    return additive_mask(mask, dtype) if implementation == "eager" else mask
+
+
+def check_masks(implementation: str) -> None:
+    """Raise ValueError, naming the fix, for an implementation that knows plain causal paths alone."""
+    if implementation not in WITH_MASKS:
+        raise ValueError(
+            f"model.attn_implementation={implementation} knows causal sequences only, and in this family tokens see "
+            f"later ones or not all earlier ones; use auto or one of {', '.join(WITH_MASKS)}"
+        )
+
+
+def resolve(
+    asked: str,
+    *,
+    trees: bool,
+    dtype: torch.dtype,
+    compiled: bool = False,
+    masks: bool = False,
+    device: str | None = None,
+) -> str:
     """The implementation that `model.attn_implementation` stands for on this machine.
 
-    trees: whether sequences branch; dtype: of the forward pass; compiled: whether decoder blocks are compiled; device:
-    "cpu" or "cuda", this machine's where None. Raises ValueError, naming the fix, for one that cannot run here.
+    trees: whether sequences branch; dtype: of the forward pass; compiled: whether decoder blocks are compiled; masks:
+    whether attention is more than causal paths (`Adapter.own_masks`); device: "cpu" or "cuda", this machine's where
+    None. Raises ValueError, naming the fix, for one that cannot run here.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     has_flash = importlib.util.find_spec("flash_attn") is not None
     if asked == "auto":
         if device == "cpu":
-            return "sdpa" if compiled else "segments"
+            return "sdpa" if compiled or masks else "segments"
+        if masks:
+            return "sdpa"
         if trees:
             return "flex_attention"
         return "flash_attention_2" if has_flash and dtype != torch.float32 and not compiled else "sdpa"
+    if masks:
+        check_masks(asked)
     if asked == "flash_attention_2":
         if trees:
             raise ValueError(NO_TREES)

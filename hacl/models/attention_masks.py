@@ -1,17 +1,21 @@
 """Who sees whom in packed rows, and the form of it that an attention backend takes.
 
 One rule covers independent sequences and trees: query q sees key k of its row exactly if k <= q < end[k], where end[k]
-is the column after the last descendant of k (the ancestor test on intervals of a preorder).
+is the column after the last descendant of k (the ancestor test on intervals of a preorder). Two things may be added to
+it: islands, whose tokens see each other in both directions, and a window, which hides what lies too far back.
 
 Shapes: R packed rows, T tokens per row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def subtree_ends(segment_ids_RT: Tensor) -> Tensor:
@@ -42,9 +46,46 @@ def dense_mask(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None = None) -> 
     """
     if is_plain(segment_ids_RT, subtree_end_RT):
         return None
+    return visible(segment_ids_RT, subtree_end_RT)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What tokens of a row see beside what their own path gives, and what of it they do not.
+
+    islands_RT: tokens of one row with equal numbers from 0 on see each other in both directions, -1 for the others;
+    positions_RT: of the tokens within their sequences; window: tokens that a token sees of those up to itself, itself
+    included, None for all. What an island lets see ahead no window hides, as in stock `transformers` masks.
+    """
+
+    islands_RT: Tensor
+    positions_RT: Tensor
+    window: int | None = None
+
+
+def _sees(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None, reach: Reach | None) -> Sees:
+    """(row, head, query, key) -> whether the query sees the key, for index tensors that broadcast."""
     ends_RT = subtree_ends(segment_ids_RT) if subtree_end_RT is None else subtree_end_RT
-    columns_T = torch.arange(segment_ids_RT.shape[1], device=segment_ids_RT.device)
-    return ((columns_T <= columns_T[:, None]) & (columns_T[:, None] < ends_RT[:, None, :]))[:, None]
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        found = (key <= query) & (query < ends_RT[row, key])
+        if reach is None:
+            return found
+        island = reach.islands_RT[row, key]
+        found = found | ((island >= 0) & (reach.islands_RT[row, query] == island))
+        if reach.window is None:
+            return found
+        return found & (reach.positions_RT[row, query] - reach.positions_RT[row, key] < reach.window)
+
+    return sees
+
+
+def visible(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None = None, reach: Reach | None = None) -> Tensor:
+    """Boolean (R, 1, T, T) mask, true where query t may look at key s; see `dense_mask`."""
+    rows, tokens = segment_ids_RT.shape
+    row_R111 = torch.arange(rows, device=segment_ids_RT.device)[:, None, None, None]
+    column_T = torch.arange(tokens, device=segment_ids_RT.device)
+    return _sees(segment_ids_RT, subtree_end_RT, reach)(row_R111, row_R111, column_T[:, None], column_T)
 
 
 def additive_mask(mask_R1TT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -53,17 +94,12 @@ def additive_mask(mask_R1TT: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~mask_R1TT, torch.finfo(dtype).min)
 
 
-def block_mask(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None = None):
+def block_mask(segment_ids_RT: Tensor, subtree_end_RT: Tensor | None = None, reach: Reach | None = None):
     """The `BlockMask` of FlexAttention, for sequences and trees. Blocks without a visible key are not computed."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    ends_RT = subtree_ends(segment_ids_RT) if subtree_end_RT is None else subtree_end_RT
     rows, tokens = segment_ids_RT.shape
-
-    def sees(row, head, query, key):
-        return (key <= query) & (query < ends_RT[row, key])
-
-    device = segment_ids_RT.device
+    sees, device = _sees(segment_ids_RT, subtree_end_RT, reach), segment_ids_RT.device
     return create_block_mask(sees, rows, None, tokens, tokens, device=device, _compile=device.type == "cuda")
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 LOCAL = ("sliding_attention", "chunked_attention")
-PREFIX_LM = ("paligemma",)
 
 
 def check_decoder(
-    config: Any, *, longest: int, trees: bool, family: str = "", multiple: int = 1, own_positions: bool = False
+    config: Any,
+    *,
+    longest: int,
+    trees: bool,
+    multiple: int = 1,
+    own_positions: bool = False,
+    own_masks: bool = False,
 ) -> None:
     """Raise ValueError, naming the setting to change, where rows of several sequences are not exact for this decoder.
 
-    config: of the decoder; longest: tokens of the longest sequence; trees: whether sequences branch; family: model type
-    of the whole multimodal model; multiple: what row lengths are rounded up to; own_positions: whether the family's
-    adapter gives positions of several axes.
+    config: of the decoder; longest: tokens of the longest sequence; trees: whether sequences branch; multiple: what row
+    lengths are rounded up to; own_positions, own_masks: whether the family's adapter gives positions of several axes,
+    and masks with sliding windows and with tokens that see later ones (`Adapter`).
     """
-    reason = obstacle(config, longest=longest, family=family, multiple=multiple, own_positions=own_positions)
+    reason = obstacle(config, longest=longest, multiple=multiple, own_positions=own_positions, own_masks=own_masks)
     if reason is None:
         return
     form = "objective.form=eos_branch and objective.share_prefixes" if trees else "packed rows"
@@ -25,7 +30,7 @@ def check_decoder(
 
 
 def obstacle(
-    config: Any, *, longest: int, family: str = "", multiple: int = 1, own_positions: bool = False
+    config: Any, *, longest: int, multiple: int = 1, own_positions: bool = False, own_masks: bool = False
 ) -> str | None:
     """What keeps a token from depending on its own path alone, or None."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -36,13 +41,13 @@ def obstacle(
             "decoder with attention in every layer"
         )
     window = _window(config, kinds)
-    if window is not None and window < longest:
+    if window is not None and window < longest and not (own_masks and "chunked_attention" not in kinds):
         return (
             f"its attention window of {window} tokens would be measured along the row, and a sequence may have "
             f"{longest}; {_shorten(window)}"
         )
     is_bidirectional = getattr(config, "use_bidirectional_attention", False)
-    if family in PREFIX_LM or is_bidirectional or getattr(config, "is_causal", True) is False:
+    if not own_masks and (is_bidirectional or getattr(config, "is_causal", True) is False):
         return "it attends in both directions within a prefix, so a state there depends on what follows it"
     for name in ("rope_parameters", "rope_scaling"):
         if not own_positions and "mrope_section" in (getattr(config, name, None) or {}):

@@ -19,18 +19,24 @@ def prepare(adapter: Adapter, config: Config) -> None:
 
     Raises ValueError naming the setting to change where packed rows would not be exact or a kernel cannot run here.
     """
+    kind, objective = adapter.model.config.model_type, config.objective
+    if objective.contrastive_weight and objective.form not in adapter.forms:
+        raise ValueError(
+            f"objective.form={objective.form}: in a {kind} model the tokens of an image see the prompt behind it, so "
+            f"its state in a generation sequence is not that of the image; set objective.form={adapter.forms[-1]}"
+        )
     trees = makes_trees(config.objective)
     longest = max(config.data.max_length, config.data.max_caption_length) + 1
     check_decoder(
         adapter.decoder.config,
         longest=longest,
         trees=trees,
-        family=adapter.model.config.model_type,
         multiple=config.train.length_multiple,
         own_positions=adapter.own_positions,
+        own_masks=adapter.own_masks,
     )
     check_loss(config.objective.lm_loss)
-    attention.set_attention(adapter.decoder, implementation(config))
+    attention.set_attention(adapter.decoder, implementation(config, masks=adapter.own_masks))
     if config.train.compile:
         compile_blocks(adapter)
 
@@ -46,12 +52,13 @@ def compile_blocks(adapter: Adapter, backend: str = "inductor") -> None:
         block.compile(backend=backend, dynamic=False)
 
 
-def implementation(config: Config) -> str:
-    """The attention of the decoder in a run of `config` on this machine."""
+def implementation(config: Config, *, masks: bool = False) -> str:
+    """The attention of the decoder in a run of `config` on this machine. masks: `Adapter.own_masks` of the model."""
     dtype = torch.bfloat16 if config.train.bf16 else torch.float32
     return attention.resolve(
         config.model.attn_implementation,
         trees=makes_trees(config.objective),
         dtype=dtype,
         compiled=config.train.compile,
+        masks=masks,
     )

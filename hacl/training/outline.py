@@ -90,7 +90,7 @@ def image_shape(processor: Any) -> tuple[int, ...]:
 
 def execution(config: Config, model: Outline) -> Execution:
     """How the steps of a run are executed."""
-    kernel = kernels.implementation(config)
+    kernel = kernels.implementation(config, masks=model.adapter.own_masks)
     pairs = {"eager": "dense_pairs", "sdpa": "masked_pairs"}.get(kernel, "packed_pairs")
     train = config.train
     vocabulary = len(model.adapter.lm_head.weight)

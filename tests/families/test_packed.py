@@ -29,7 +29,6 @@ from tests.families.loaded import Family
 NOT_YET = (
     "instructblip",
     "molmo2",
-    "gemma3",
     "paligemma",
 )
 LAYER = 1  # with DeepStack one after which features are added
@@ -119,7 +118,7 @@ class Case:
             inputs |= self.encoder.images.format.collate(images)
             inputs = {name: each.double() if each.is_floating_point() else each for name, each in inputs.items()}
         for name in {"mm_token_type_ids", "token_type_ids"} & self.family.facts.tensors:
-            inputs[name] = (ids == self.family.image_id).int()
+            inputs[name] = torch.tensor(self.family.processor.create_mm_token_type_ids(ids.tolist()))
         facts, seen = self.family.facts, {}
         decoder = self.backbone.get_submodule(facts.decoder)
         hooks = [

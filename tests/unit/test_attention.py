@@ -305,7 +305,12 @@ def test_decoders_for_which_packing_is_not_exact_are_refused(kind, settings, rea
 def test_decoders_for_which_packing_is_exact_are_accepted():
     for kind in ("llama", "qwen2", "qwen3", "mistral", "gemma2", "smollm3"):
         assert obstacle(CONFIG_MAPPING[kind](), longest=2049) is None
-    assert "both directions" in obstacle(CONFIG_MAPPING["gemma"](), longest=9, family="paligemma")
+    prefixes = CONFIG_MAPPING["gemma"](use_bidirectional_attention=True)
+    assert "both directions" in obstacle(prefixes, longest=9) and obstacle(prefixes, longest=9, own_masks=True) is None
+    windows = CONFIG_MAPPING["gemma3_text"](sliding_window=8)
+    assert "window of 8" in obstacle(windows, longest=9) and obstacle(windows, longest=9, own_masks=True) is None
+    chunks = CONFIG_MAPPING["llama4_text"](attention_chunk_size=8)
+    assert "window of 8" in obstacle(chunks, longest=9, own_masks=True), "an adapter gives no chunks"
     assert obstacle(CONFIG_MAPPING["mistral"](sliding_window=100), longest=100) is None
     assert obstacle(CONFIG_MAPPING["mistral"](sliding_window=99), longest=100) is not None
     assert obstacle(CONFIG_MAPPING["llama"](**DYNAMIC, max_position_embeddings=100), longest=100) is None

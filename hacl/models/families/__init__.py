@@ -26,6 +26,7 @@ from __future__ import annotations
 from hacl.models.adapters import Adapter
 from hacl.models.families.blip import Blip2Adapter
 from hacl.models.families.deepseek import DeepseekVLAdapter, DeepseekVLHybridAdapter
+from hacl.models.families.gemma import Gemma3Adapter
 from hacl.models.families.idefics import Idefics2Adapter, Idefics3Adapter
 from hacl.models.families.internvl import InternVLAdapter
 from hacl.models.families.llava import FastVlmAdapter, LlavaAdapter, LlavaNextAdapter, LlavaOnevisionAdapter
@@ -36,6 +37,7 @@ FAMILIES: dict[str, type[Adapter]] = {
     "fast_vlm": FastVlmAdapter,
     "llava_next": LlavaNextAdapter,
     "llava_onevision": LlavaOnevisionAdapter,
+    "gemma3": Gemma3Adapter,
     "idefics2": Idefics2Adapter,
     "idefics3": Idefics3Adapter,
     "smolvlm": Idefics3Adapter,
