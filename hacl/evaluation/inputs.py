@@ -126,11 +126,12 @@ def row_batch(
     device = adapter.embed_tokens.weight.device
     shape = len(sequences), max(len(sequence) for sequence in sequences)
     ids_RT, source_RT = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
-    segments_RT = torch.zeros(shape, dtype=torch.long)
+    segments_RT, islands_RT = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     counts: list[int] = []
     for row, (sequence, image) in enumerate(zip(sequences, images, strict=True)):
         ids_RT[row, : len(sequence)] = torch.tensor(sequence.ids)
         segments_RT[row, : len(sequence)] = 1
+        islands_RT[row, : len(sequence.islands)] = torch.tensor(sequence.islands, dtype=torch.long)
         if image is not None:
             places = ids_RT[row] == adapter.image_token_id
             first, count = sum(counts), len(image.features_NW)
@@ -142,6 +143,7 @@ def row_batch(
         "position_ids": torch.arange(shape[1]).expand(shape),
         "segment_ids": segments_RT,
         "image_source": source_RT,
+        "islands": islands_RT,
         "image_tokens": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
     }
     batch = {name: tensor.to(device) for name, tensor in batch.items()}

@@ -125,10 +125,8 @@ def image_sequence(
     whole = encoder.caption_sequence("yes", image=image)
     start, end = whole.image_spans[0]
     if objective.form == "eos_branch":
-        ids = [*whole.ids[:end], *encoder.eos]
-        return EncodedSequence(ids, [False] * len(ids), [(start, end)]), (end, end + 1)
-    sequence = EncodedSequence(whole.ids[:end], whole.is_label[:end], [(start, end)])
-    return sequence, (end - 1 if objective.image_pool == "last" else start, end)
+        return whole.cut(end, *encoder.eos), (end, end + 1)
+    return whole.cut(end), (end - 1 if objective.image_pool == "last" else start, end)
 
 
 def _states(image: Tensor, text: Tensor, true, false, image_ids: tuple[str, ...]) -> States:
