@@ -9,7 +9,6 @@ Shapes: I images, P patches of one, N queries, Dv vision width, D hidden size.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from hacl.models.adapters import Adapter, SplitAdapter, UnsupportedModelError
@@ -45,10 +44,8 @@ class Blip2Adapter(SplitAdapter):
         """(I, P, Dv) -> (I, N, D); the Q-Former may be kept in fp32."""
         model = self.model
         queries = model.query_tokens.expand(len(features_IPDv), -1, -1)
-        states = model.qformer(
-            query_embeds=queries,
-            encoder_hidden_states=features_IPDv.to(queries.dtype),
-            encoder_attention_mask=torch.ones(features_IPDv.shape[:2], dtype=torch.long, device=queries.device),
+        states = model.qformer(  # no mask: every patch is seen, and a mask's content is not known on the meta device
+            query_embeds=queries, encoder_hidden_states=features_IPDv.to(queries.dtype)
         ).last_hidden_state
         return model.language_projection(states.to(model.language_projection.weight.dtype))
 
@@ -58,3 +55,24 @@ class Blip2OptAdapter(Blip2Adapter):
 
     DECODER = "language_model.model.decoder"
     NORM = "final_layer_norm"
+
+
+class InstructBlipAdapter(Adapter):
+    """`InstructBlipForConditionalGeneration` over Vicuna: the Q-Former also reads the prompt.
+
+    Features belong to an image and a prompt: every sequence that shows an image has those for `data.prompt`, which all
+    of them ask (`data.template=plain`), the strict image root too, in which the decoder itself sees no prompt. Features
+    of a frozen tower are not cached.
+    """
+
+    VISION = Blip2Adapter.VISION
+    CONNECTOR = Blip2Adapter.CONNECTOR
+    PARAMETERS = Blip2Adapter.PARAMETERS
+    DECODER = Blip2Adapter.DECODER
+    LM_HEAD = Blip2Adapter.LM_HEAD
+    inputs = ("pixel_values", "qformer_input_ids", "qformer_attention_mask")
+
+    def unread(self) -> list[nn.Module]:
+        """What only the text's states pass behind the Q-Former's last attention; queries alone go on from there."""
+        last = self.model.qformer.encoder.layer[-1]
+        return [last.intermediate, last.output]
