@@ -130,7 +130,7 @@ class TrainingDataset(Dataset):
             index=index,
             record_id=record.id,
             image_paths=list(record.images),
-            pixels=[self.encoder.images.tensors(image, len(opened)) for image in opened],
+            pixels=[self.encoder.images.tensors(image, len(opened), self.encoder.prompt) for image in opened],
             generation=generation,
             image_id=stable_key(record.image_id),
             unlabelled=self._unlabelled(record, generation),

@@ -85,8 +85,9 @@ class ImageFormat:
         """What of it the processor writes where nothing stands between an image and the one before it."""
         return written
 
-    def tensors(self, processor: Any, image: Image.Image, count: int = 1) -> Pixels:
-        """The tensors `names` of one image. count: of the images in its text."""
+    def tensors(self, processor: Any, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
+        """The tensors `names` of one image. count: of the images in its text; prompt: what the text asks, which only
+        families whose features depend on it need."""
         made = processor.image_processor(image, return_tensors="pt")
         return {name: made[name] for name in self.names}
 
@@ -129,7 +130,7 @@ class OneVisionFormat(ImageFormat):
         ids = [int(token) for token in made["input_ids"][0]]
         return ids[: len(ids) // 2]
 
-    def tensors(self, processor: Any, image: Image.Image, count: int = 1) -> Pixels:
+    def tensors(self, processor: Any, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
         made = processor.image_processor([[image] * min(count, 2)], return_tensors="pt")
         own = {name: made[name][:1] for name in self.names}
         return {**own, "batch_num_images": torch.tensor([count])}
@@ -142,6 +143,19 @@ class OneVisionFormat(ImageFormat):
             texts.append(counts[place])
             place += counts[place]
         return {**found, "batch_num_images": torch.tensor(texts)}
+
+
+class InstructBlipFormat(ImageFormat):
+    """The Q-Former reads the prompt beside the image, so the tensors of an image hold the prompt's tokens as well."""
+
+    def tensors(self, processor: Any, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
+        if prompt is None:
+            raise ValueError("features of an InstructBLIP image depend on the prompt; give it (ImageText.tensors)")
+        made = processor.image_processor(image, return_tensors="pt")
+        text = processor.qformer_tokenizer([prompt])
+        for name in ("input_ids", "attention_mask"):
+            made[f"qformer_{name}"] = torch.tensor(text[name], dtype=torch.long)
+        return {name: made[name] for name in self.names}
 
 
 class Idefics2Format(ImageFormat):
@@ -211,6 +225,13 @@ FORMATS: dict[str, ImageFormat] = {
         islands="images",
     ),
     "Blip2Processor": ImageFormat(mark="", token="<image>", before_bos=True),
+    "InstructBlipProcessor": InstructBlipFormat(
+        names=("pixel_values", "qformer_input_ids", "qformer_attention_mask"),
+        mark="",
+        token="<image>",
+        pads=True,
+        before_bos=True,
+    ),
     "DeepseekVLHybridProcessor": ImageFormat(names=("pixel_values", "high_res_pixel_values")),
 }
 
@@ -319,10 +340,14 @@ class ImageText:
             self._found_types[size] = self.format.written_types(self.processor, size)
         return self._found_types[size]
 
-    def tensors(self, image: Image.Image, count: int = 1) -> Pixels:
-        """What the model is called with for one image of a text with `count` images."""
-        return self.format.tensors(self.processor, image, count)
+    def tensors(self, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
+        """What the model is called with for one image of a text with `count` images that asks `prompt`.
+
+        Raises ValueError without a prompt where features depend on it.
+        """
+        return self.format.tensors(self.processor, image, count, prompt)
 
     def blank(self) -> Pixels:
-        """The tensors of the image that stands in a batch without one."""
-        return self.tensors(Image.new("RGB", BLANK))
+        """The tensors of the image that stands in a batch without one. Any text will do, so long as there is one: the
+        same parameters must be reached as by an image."""
+        return self.tensors(Image.new("RGB", BLANK), prompt="describe")

@@ -114,7 +114,7 @@ class Adapter:
         }
 
     def unread(self) -> list[nn.Module]:
-        """Modules of the tower that no loss reaches: they get no gradient, and a sharded run would wait for it."""
+        """Modules of towers and projector that no loss reaches: a sharded run would wait for their gradient in vain."""
         return []
 
     # From images to embeddings

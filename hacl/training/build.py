@@ -110,9 +110,8 @@ def select_trainable(backbone: nn.Module, model: ModelConfig, *, masters: bool) 
         for module in modules:
             if trained[name]:
                 module.requires_grad_(True)
-    if trained["vision"]:
-        for module in adapter.unread():  # a sharded run would wait for their gradients in vain
-            module.requires_grad_(False)
+    for module in adapter.unread():  # a sharded run would wait for their gradients in vain
+        module.requires_grad_(False)
     _freeze(adapter.model, model.freeze)
     if masters:
         for parameter in backbone.parameters():

@@ -27,7 +27,6 @@ from tests.families import MULTIMODAL
 from tests.families.loaded import Family
 
 NOT_YET = (
-    "instructblip",
     "molmo2",
     "paligemma",
 )

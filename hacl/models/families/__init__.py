@@ -24,7 +24,7 @@ To add a family, let FAMILY be the name of its tiny model in `tests/families`:
 from __future__ import annotations
 
 from hacl.models.adapters import Adapter
-from hacl.models.families.blip import Blip2Adapter
+from hacl.models.families.blip import Blip2Adapter, InstructBlipAdapter
 from hacl.models.families.deepseek import DeepseekVLAdapter, DeepseekVLHybridAdapter
 from hacl.models.families.gemma import Gemma3Adapter
 from hacl.models.families.idefics import Idefics2Adapter, Idefics3Adapter
@@ -47,6 +47,7 @@ FAMILIES: dict[str, type[Adapter]] = {
     "qwen3_vl_moe": Qwen3VLAdapter,
     "internvl": InternVLAdapter,
     "blip-2": Blip2Adapter,
+    "instructblip": InstructBlipAdapter,
     "deepseek_vl": DeepseekVLAdapter,
     "deepseek_vl_hybrid": DeepseekVLHybridAdapter,
 }

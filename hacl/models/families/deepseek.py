@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hacl.models.adapters import Adapter, SplitAdapter
+from hacl.models.families.llava import heads
 
 
 class DeepseekVLAdapter(SplitAdapter):
@@ -23,7 +24,7 @@ class DeepseekVLAdapter(SplitAdapter):
         return tower(pixel_values.to(next(tower.parameters()).dtype)).last_hidden_state
 
     def unread(self) -> list[nn.Module]:
-        return pooling_heads(self)
+        return heads(self.vision_tower)
 
 
 class DeepseekVLHybridAdapter(Adapter):
@@ -37,9 +38,4 @@ class DeepseekVLHybridAdapter(Adapter):
     inputs = ("pixel_values", "high_res_pixel_values")
 
     def unread(self) -> list[nn.Module]:
-        return pooling_heads(self)
-
-
-def pooling_heads(adapter: Adapter) -> list[nn.Module]:
-    """The attention pooling of a SigLIP tower, which gives one vector for an image and is not read here."""
-    return [part for name, part in adapter.vision_tower.named_modules() if name.rsplit(".", 1)[-1] == "head"]
+        return heads(self.vision_tower)

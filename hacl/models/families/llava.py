@@ -38,6 +38,9 @@ class FastVlmAdapter(SplitAdapter):
         features = tower(pixel_values.to(next(tower.parameters()).dtype)).last_hidden_state
         return features.flatten(2).transpose(1, 2)
 
+    def unread(self) -> list[nn.Module]:
+        return heads(self.vision_tower)
+
 
 class LlavaNextAdapter(Adapter):
     """`LlavaNextForConditionalGeneration`: the whole image and its tiles, less their padding, with a learnt line end
@@ -66,6 +69,10 @@ def after_layer(adapter: Adapter) -> list[nn.Module]:
     blocks = max(stacks, key=len)
     chosen = [layer] if isinstance(layer, int) else list(layer)
     last = max(index if index >= 0 else len(blocks) + 1 + index for index in chosen)
-    behind = ("post_layernorm", "head")  # the head of SigLIP gives one vector for an image
-    others = [module for name, module in tower.named_modules() if name.rsplit(".", 1)[-1] in behind]
-    return [*blocks[last:], *others]
+    norms = [module for name, module in tower.named_modules() if name.endswith("post_layernorm")]
+    return [*blocks[last:], *norms, *heads(tower)]
+
+
+def heads(tower: nn.Module) -> list[nn.Module]:
+    """What gives one vector for an image (the attention pooling of SigLIP, the head of a timm model)."""
+    return [module for name, module in tower.named_modules() if name.rsplit(".", 1)[-1] == "head"]

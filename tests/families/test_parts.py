@@ -1,0 +1,72 @@
+"""For every adapted family: what trains, what LoRA adapts and what the cache of a frozen tower stores."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from hacl.config import LearningRates, LoraSettings, ModelConfig
+from hacl.data.image_formats import BLANK
+from hacl.models.adapters import find_adapter
+from hacl.training.build import select_trainable
+from tests.families.loaded import Family
+from tests.families.test_packed import NOT_YET, Case, encoder_of
+
+ALL = LearningRates(vision=1.0, projector=1.0, llm=1.0)
+
+
+@pytest.fixture
+def adapted(family) -> Family:
+    if family.name in NOT_YET:
+        pytest.skip("has no adapter yet")
+    return family
+
+
+def test_everything_that_trains_gets_a_gradient_and_the_rest_is_what_no_loss_reaches(adapted, tmp_path):
+    case = Case(adapted, tmp_path)
+    select_trainable(case.backbone, ModelConfig(learning_rate=ALL), masters=False)
+    case.model.train()
+    case.model(**case.batch).loss.backward()
+    frozen = [name for name, weight in case.backbone.named_parameters() if not weight.requires_grad]
+    unused = adapted.facts.unused
+    assert [name for name in frozen if not name.startswith(unused or ("\0",))] == []
+    for beginning in unused:
+        assert any(name.startswith(beginning) for name in frozen), beginning
+    still = {
+        name
+        for name, weight in case.backbone.named_parameters()
+        if weight.requires_grad and (weight.grad is None or not weight.grad.any())
+    }
+    assert {name for name in still if not name.endswith("k_proj.bias")} == set()
+
+
+def test_lora_adapts_the_linear_layers_of_the_decoder_blocks_alone(adapted):
+    model = copy.deepcopy(adapted.model)
+    rates = LearningRates(vision=0.0, projector=0.0, llm=1.0)
+    wrapped = select_trainable(model, ModelConfig(learning_rate=rates, lora=LoraSettings(rank=2)), masters=False)
+    changed = {name.split(".lora_")[0] for name, _ in wrapped.named_parameters() if ".lora_" in name}
+    inside = {
+        f"base_model.model.{adapted.facts.decoder}.layers.{name}"
+        for name, part in adapted.decoder.layers.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    }
+    assert changed == inside
+    assert all(".lora_" in name for name, weight in wrapped.named_parameters() if weight.requires_grad)
+    assert find_adapter(wrapped).blocks is model.get_submodule(adapted.facts.decoder).layers
+
+
+def test_stored_features_of_a_tower_are_those_it_computes(adapted):
+    adapter, encoder = find_adapter(adapted.model), encoder_of(adapted)
+    if not adapter.is_split:
+        pytest.skip("features depend on the image's shape, on the prompt, or on two towers")
+    inputs = encoder.images.format.collate([encoder.images.tensors(image) for image in adapted.images])
+    with torch.no_grad():
+        live = adapter.image_embeddings(inputs)
+        stored = adapter.project(adapter.vision_features(inputs["pixel_values"])).flatten(0, 1)
+        stock = adapter.stock_features(inputs).pooler_output
+    stock = stock.flatten(0, 1) if isinstance(stock, torch.Tensor) else torch.cat(list(stock))
+    torch.testing.assert_close(live, stock, rtol=0, atol=1e-5)
+    assert torch.equal(live, stored)
+    assert len(live) == 2 * encoder.images.ids(BLANK).count(encoder.image_token_id)
