@@ -72,6 +72,11 @@ class SequenceEncoder:
         self.max_length = max_length
         self.max_caption_length = max_caption_length
         self.images = ImageText(processor)
+        if template == "chat" and self.images.format.before_bos:
+            raise ValueError(
+                f"{type(processor).__name__} writes an image before the beginning of the text and knows one prompt and "
+                "one answer, which no chat template does; set data.template=plain"
+            )
         self.image_token_id = self.images.token_id
         self.num_image_tokens = self.images.num_tokens
         self.bos = self.images.format.bos(processor)

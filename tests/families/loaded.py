@@ -34,6 +34,18 @@ class Family:
         return self.processor.tokenizer
 
     @property
+    def template(self) -> str:
+        """What records are rendered with: PaliGemma knows one prompt and one answer, whatever its template says."""
+        return "chat" if self.processor.chat_template and not self.facts.prompt_sees_prompt else "plain"
+
+    def token_types(self, ids: Tensor, prompt: int) -> dict[str, Tensor]:
+        """What the stock model takes to know which of the tokens (1, T) see each other; prompt: tokens up to it."""
+        names = {"mm_token_type_ids", "token_type_ids"} & self.facts.tensors
+        if self.facts.prompt_sees_prompt:
+            return {name: (torch.arange(ids.shape[1]) >= prompt).int()[None] for name in names}
+        return {name: torch.tensor(self.processor.create_mm_token_type_ids(ids.tolist())) for name in names}
+
+    @property
     def decoder(self):
         return self.model.get_submodule(self.facts.decoder)
 

@@ -10,6 +10,7 @@ from hacl.evaluation.generation import with_prompt
 from hacl.evaluation.inputs import make_encoder, written
 from hacl.evaluation.likelihood import log_likelihoods
 from hacl.evaluation.states import image_states
+from hacl.models.adapters import find_adapter
 from hacl.training.objective import HaclModel
 from tests.families.loaded import Family
 from tests.families.test_packed import NOT_YET
@@ -25,18 +26,14 @@ def adapted(family) -> Family:
     return family
 
 
-def template_of(family: Family) -> str:
-    return "chat" if family.processor.chat_template else "plain"
-
-
 def stock_states(family: Family, encoder, sequence, image):
     """(T, D) after the final norm."""
     ids = torch.tensor([sequence.ids])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if image is not None:
         inputs |= encoder.images.tensors(image)
-    for name in {"mm_token_type_ids", "token_type_ids"} & family.facts.tensors:
-        inputs[name] = (ids == family.image_id).int()
+    prompt = sequence.is_label.index(True) if True in sequence.is_label else len(ids[0]) - 1  # of an image, EOS aside
+    inputs |= family.token_types(ids, prompt)
     seen = []
     norm = family.decoder.get_submodule(family.facts.norm)
     hook = norm.register_forward_hook(lambda _, args, output: seen.append(output[0]))
@@ -50,7 +47,7 @@ def test_log_likelihoods_are_those_of_stock_forward_passes(adapted):
     images = [*adapted.images, None, adapted.images[0]]
     if not adapted.facts.text_alone:
         images[2] = adapted.images[1]
-    model, processor, template = adapted.model, adapted.processor, template_of(adapted)
+    model, processor, template = adapted.model, adapted.processor, adapted.template
     found = log_likelihoods(model, processor, images, TEXTS, prompt=PROMPT, template=template, batch_size=3)
     encoder = with_prompt(make_encoder(processor, template), PROMPT)
     for row, (image, text) in enumerate(zip(images, TEXTS, strict=True)):
@@ -67,12 +64,16 @@ def test_image_states_are_read_where_the_training_reads_them(adapted, tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(2)]
     for path, image in zip(paths, adapted.images, strict=True):
         image.save(path)
-    model = HaclModel(adapted.model, ObjectiveConfig(num_hallucinated=0))
-    encoder = make_encoder(adapted.processor, template_of(adapted), PROMPT)
+    form = find_adapter(adapted.model).forms[0]
+    model = HaclModel(adapted.model, ObjectiveConfig(num_hallucinated=0, form=form))
+    encoder = make_encoder(adapted.processor, adapted.template, PROMPT)
     found = image_states(model, encoder, paths, progress=False)
     for row, image in enumerate(adapted.images):
         sequence = encoder.caption_sequence("yes", image=written(encoder, paths[row]))
         end = sequence.image_spans[0][1]
+        if form == "strict":
+            sequence = encoder.strict_image_root(written(encoder, paths[row]))
+            end = len(sequence)
         torch.testing.assert_close(
             found[row], stock_states(adapted, encoder, sequence, image)[end - 1], atol=1e-3, rtol=0
         )

@@ -82,8 +82,9 @@ def test_generation_blocks_and_prefixes_give_the_same_labels(chatty, which):
 def encoder_of(family: Family) -> SequenceEncoder:
     if not has_format(family.processor):
         pytest.skip("what its processor writes for an image is not known yet")
-    template = "chat" if family.processor.chat_template else "plain"
-    return SequenceEncoder(family.processor, template=template, prompt=WORDS, max_length=4096, max_caption_length=64)
+    return SequenceEncoder(
+        family.processor, template=family.template, prompt=WORDS, max_length=4096, max_caption_length=64
+    )
 
 
 @pytest.mark.parametrize("image", [0, 1])
