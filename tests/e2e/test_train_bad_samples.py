@@ -73,3 +73,21 @@ def test_too_many_bad_samples_stop_a_run_whose_checkpoint_goes_on_with_a_larger_
     assert command(*how, SHARE, "train.max_steps=10") == 0
     counted = skipped(command.run)
     assert counted[10] == {"skipped/missing_image": 2, "skipped/damaged_image": 2, "skipped/bad_text": 2}
+
+
+def test_samples_without_a_token_to_learn_train_on_below_their_share_and_stop_a_run_above_it(
+    command, records, tmp_path, capsys, monkeypatch
+):
+    """One of 20 rows of a stream, behind those that are looked at before training; its answer is cut off."""
+    monkeypatch.setattr("hacl.training.checks.STREAMED", 10)
+
+    def change(lines):
+        lines[17]["conversations"][0]["value"] = "a red square on the left " * 10
+
+    how = [f"data.path={edited(records, tmp_path, change)}", "data.stream=true", "data.template=chat"]
+    how += ["data.max_length=40", "train.cache_text_states=false", "train.max_steps=8", "train.save_steps=0"]
+    message = refuses(command, capsys, *how, "data.max_unlabelled_fraction=0.04")
+    assert "1 sample(s) have no token to learn" in message and "cuts off the whole answer" in message
+    assert command(*how, "data.max_unlabelled_fraction=0.05") == 0
+    result = json.loads((command.run / "result.json").read_text())
+    assert 1 <= result["metrics"]["unlabelled"] <= 2 and "unlabelled" in capsys.readouterr().out
