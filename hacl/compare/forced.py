@@ -145,8 +145,9 @@ class ForcedReader:
         self.images = ImageEmbeddings(side.model, side.processor, device)
 
     def embed(self, batch: ForcedBatch) -> dict[str, Any]:
-        """What the decoder is called with for a batch: embeddings (R, T, D), mask, positions, and what a family adds."""
-        shown = iter(self.images([sample.image for sample in batch.samples if sample.image is not None]))
+        """What the decoder is called with for a batch: embeddings (R, T, D), mask, positions, what a family adds."""
+        seen = [sample for sample in batch.samples if sample.image is not None]
+        shown = iter(self.images([sample.image for sample in seen], [sample.prompt for sample in seen]))
         images = [None if sample.image is None else next(shown) for sample in batch.samples]
         rows, image_FW = row_batch(self.adapter, batch.sequences, images)
         embeds_RTD = self.adapter.merge(rows, image_FW)

@@ -31,7 +31,8 @@ class ImageFormat:
     concatenated along; mark: what a text holds for an image, None for the processor's image token; token: the token
     whose embedding gives way to image features, None for the processor's image token; by_shape: whether the number of
     tokens depends on the image's shape; pads: whether tensors of several images are padded with zeros to one shape;
-    before_bos: whether an image stands before the beginning of the text's tokens; token_types: inputs with one value
+    before_bos: whether an image stands before the beginning of the text's tokens; reads_prompt: whether its features
+    depend on what the text asks; token_types: inputs with one value
     per token that the stock forward pass needs: in an image what the processor gives, elsewhere 0 up to the answer and
     then `answer_type`; islands: which tokens see each other in both directions: those of type 1 of one image ("image")
     or of all images of a sequence ("images"), or all before the answer ("prompt"); "" for none.
@@ -43,6 +44,7 @@ class ImageFormat:
     by_shape: bool = False
     pads: bool = False
     before_bos: bool = False
+    reads_prompt: bool = False
     token_types: tuple[str, ...] = ()
     answer_type: int = 0
     islands: str = ""
@@ -231,6 +233,7 @@ FORMATS: dict[str, ImageFormat] = {
         token="<image>",
         pads=True,
         before_bos=True,
+        reads_prompt=True,
     ),
     "DeepseekVLHybridProcessor": ImageFormat(names=("pixel_values", "high_res_pixel_values")),
 }

@@ -91,12 +91,17 @@ class ImageEmbeddings:
         self.held: dict[str, EmbeddedImage] = {}
         self.opened: dict[str, ImageLike] = {}  # keeps images alive, so that no other image gets the id of one
 
-    def __call__(self, images: Sequence[ImageLike]) -> list[EmbeddedImage]:
-        """Each image, in order."""
+    def __call__(self, images: Sequence[ImageLike], prompts: Sequence[str] | None = None) -> list[EmbeddedImage]:
+        """Each image, in order. prompts: what the text of each asks, where features read it."""
         keys = [f"{id(image)}" if isinstance(image, Image.Image) else str(image) for image in images]
+        asked: dict[str, str] = {}
+        if prompts is not None and self.images.format.reads_prompt:
+            keys = [f"{key}\n{prompt}" for key, prompt in zip(keys, prompts, strict=True)]
+            asked = dict(zip(keys, prompts, strict=True))
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in self.held}
         if new:
-            fresh = dict(zip(new, self._embed([open_image(image) for image in new.values()]), strict=True))
+            made = self._embed([open_image(image) for image in new.values()], [asked.get(key) for key in new])
+            fresh = dict(zip(new, made, strict=True))
             found = {key: self.held[key] for key in keys if key in self.held} | fresh
             for key in [key for key in self.held if key not in found]:
                 if len(self.held) + len(fresh) <= self.keep:
@@ -107,9 +112,9 @@ class ImageEmbeddings:
             return [found[key] for key in keys]
         return [self.held[key] for key in keys]
 
-    def _embed(self, images: Sequence[Image.Image]) -> list[EmbeddedImage]:
+    def _embed(self, images: Sequence[Image.Image], prompts: Sequence[str | None]) -> list[EmbeddedImage]:
         ids = [self.images.ids(image.size) for image in images]
-        tensors = [self.images.tensors(image) for image in images]
+        tensors = [self.images.tensors(each, prompt=prompt) for each, prompt in zip(images, prompts, strict=True)]
         inputs = {name: each.to(self.device) for name, each in self.images.format.collate(tensors).items()}
         image_FW = self.adapter.image_embeddings(inputs)
         counts = [each.count(self.images.token_id) for each in ids]

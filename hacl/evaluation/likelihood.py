@@ -64,7 +64,8 @@ def log_likelihoods(
         adapter = embeddings.adapter
         for start in range(0, len(texts), batch_size):
             rows = range(start, min(start + batch_size, len(texts)))
-            found = iter(embeddings([images[i] for i in rows if images[i] is not None]))
+            seen = [i for i in rows if images[i] is not None]
+            found = iter(embeddings([images[i] for i in seen], [prompts[i] for i in seen]))
             shown = [None if images[i] is None else next(found) for i in rows]
             sequences = [
                 with_prompt(encoder, prompts[i]).caption_sequence(

@@ -102,7 +102,8 @@ def image_states(
     with evaluating(model) as device, tqdm(total=len(paths), desc="images", disable=not progress, leave=False) as bar:
         embeddings = ImageEmbeddings(model.backbone, encoder.processor, device)
         for start in range(0, len(paths), batch_size):
-            shown = embeddings(paths[start : start + batch_size])
+            chosen = paths[start : start + batch_size]
+            shown = embeddings(chosen, [encoder.prompt] * len(chosen))
             sequences, spans = zip(*(image_sequence(encoder, objective, image.ids) for image in shown), strict=True)
             _, states_RTD = decode_rows(model.adapter, sequences, shown, objective.layer)
             reads = torch.tensor([(row, *span) for row, span in enumerate(spans)], device=device)

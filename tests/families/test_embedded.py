@@ -31,7 +31,7 @@ def stock_states(family: Family, encoder, sequence, image):
     ids = torch.tensor([sequence.ids])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if image is not None:
-        inputs |= encoder.images.tensors(image)
+        inputs |= encoder.images.tensors(image, prompt=encoder.prompt)
     prompt = sequence.is_label.index(True) if True in sequence.is_label else len(ids[0]) - 1  # of an image, EOS aside
     inputs |= family.token_types(ids, prompt)
     seen = []
