@@ -6,12 +6,14 @@ Shapes: R rows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from hacl.data.image_formats import ImageText, Pixels
+from hacl.data.templates import SequenceEncoder
 
 
 @dataclass
@@ -22,6 +24,26 @@ class InputRow:
     ids: list[int]
     image: Pixels = field(default_factory=dict)
     types: dict[str, list[int]] = field(default_factory=dict)
+
+
+def prompt_row(encoder: SequenceEncoder, size: tuple[int, int] | None) -> InputRow:
+    """Tokens of the encoder's prompt up to where the reply begins: what precedes the first label of a training
+    sequence, to the token.
+
+    size: (width, height) of the image, None without one.
+    """
+    image = None if size is None else encoder.images.ids(size)
+    sequence = encoder.caption_sequence("yes", with_image=size is not None, image=image)
+    ids = sequence.ids[: sequence.is_label.index(True) if True in sequence.is_label else len(sequence)]
+    return InputRow(ids, types=encoder.images.token_types(len(ids), sequence.image_spans, [size], len(ids)))
+
+
+def prompt_inputs(encoder: SequenceEncoder, images: Sequence[Image]) -> dict[str, Tensor]:
+    """What a stock model generates from: the encoder's prompt after each of the images, left-padded."""
+    rows = [replace(prompt_row(encoder, image.size), image=encoder.images.tensors(image)) for image in images]
+    tokenizer = encoder.tokenizer
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return left_padded(rows, pad, encoder.images)
 
 
 def left_padded(rows: Sequence[InputRow], pad: int, images: ImageText | None = None) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from hacl.data import model_inputs
 from hacl.data.image_formats import BLANK
 from hacl.data.images import image_size
 from hacl.data.model_inputs import InputRow, left_padded
@@ -282,14 +283,8 @@ def generate_texts(
 
 
 def prompt_row(encoder: SequenceEncoder, prompt: str, size: tuple[int, int] | None) -> InputRow:
-    """Tokens up to where the reply begins: what precedes the first label of a training sequence, to the token.
-
-    size: (width, height) of the image, None without one.
-    """
-    image = None if size is None else encoder.images.ids(size)
-    sequence = with_prompt(encoder, prompt).caption_sequence("yes", with_image=size is not None, image=image)
-    ids = sequence.ids[: sequence.is_label.index(True)]
-    return InputRow(ids, types=encoder.images.token_types(len(ids), sequence.image_spans, [size], len(ids)))
+    """Tokens of a prompt up to where the reply begins, as `hacl.data.model_inputs.prompt_row` says."""
+    return model_inputs.prompt_row(with_prompt(encoder, prompt), size)
 
 
 def with_prompt(encoder: SequenceEncoder, prompt: str) -> SequenceEncoder:

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from hacl.data.model_inputs import prompt_inputs
 from hacl.data.records import Record
 from hacl.models.modes import evaluating
 from hacl.training.stopping import Stopped
@@ -142,7 +143,7 @@ class SampleCaptions(TrainerCallback):
         processor,
         records: Sequence[Record],
         image_root: Path,
-        prompt_ids,
+        encoder,
         *,
         paused,
         every,
@@ -150,15 +151,15 @@ class SampleCaptions(TrainerCallback):
         folder,
         poll=None,
     ):
-        """prompt_ids: generation prompt of one image, with its image tokens; paused: context that stops clocks; poll:
-        called with a name at every token, may raise to end the run."""
+        """encoder: of the prompt; paused: context that stops clocks; poll: called with a name at every token, may raise
+        to end the run."""
         from hacl.data.images import load_image, resolve_image
 
         self.model, self.processor = model, processor
         self.every, self.new_tokens, self.folder = every, new_tokens, Path(folder)
         self.records = [record for record in records if len(record.images) == 1]
         self.images = [load_image(resolve_image(image_root, record.images[0])) for record in self.records]
-        self.prompt_ids, self.paused, self.poll = prompt_ids, paused, poll
+        self.encoder, self.paused, self.poll = encoder, paused, poll
         self.lines, self.events = Log(self.folder / "samples.jsonl"), Log(self.folder / "tensorboard")
         self.writer = None
 
@@ -219,17 +220,17 @@ class SampleCaptions(TrainerCallback):
 
     def _generate(self, args) -> list[str]:
         backbone = self.model.adapter.model
-        pixels = self.processor.image_processor(self.images, return_tensors="pt")["pixel_values"]
-        parameter = next(self.model.adapter.vision_tower.parameters())
-        ids = torch.tensor([self.prompt_ids] * len(self.images), device=args.device)
+        dtype = next(self.model.adapter.vision_tower.parameters()).dtype
+        given = prompt_inputs(self.encoder, self.images)
+        given = {name: x.to(args.device, dtype if x.is_floating_point() else x.dtype) for name, x in given.items()}
         with torch.autocast(args.device.type, dtype=torch.bfloat16, enabled=args.bf16 and not args.deepspeed):
             produced = backbone.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=pixels.to(args.device, parameter.dtype),
+                **given,
                 max_new_tokens=self.new_tokens,
                 do_sample=False,
                 stopping_criteria=[self._keep_going],
                 pad_token_id=self.processor.tokenizer.pad_token_id or self.processor.tokenizer.eos_token_id,
             )
-        return self.processor.tokenizer.batch_decode(produced[:, ids.shape[1] :], skip_special_tokens=True)
+        return self.processor.tokenizer.batch_decode(
+            produced[:, given["input_ids"].shape[1] :], skip_special_tokens=True
+        )

@@ -145,7 +145,7 @@ def export(trainer, folder: Path, settings: DpoSettings, identity: dict[str, Any
         (temporary / SIDECAR).mkdir()
         _write_json(temporary / SIDECAR / "config.json", {"data": data, "dpo": identity})
         if verify:
-            write_probe(model, processor, trainer.data_collator.encoder, temporary / "probe")
+            write_probe(model, trainer.data_collator.encoder, temporary / "probe")
             _write_json(temporary / SIDECAR / "verified.json", check_reload(temporary))
             shutil.rmtree(temporary / "probe")
         if folder.exists():  # of a run that was killed before it could say that it was finished

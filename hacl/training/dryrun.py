@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hacl.config import Config
 from hacl.data.collate import PackedCollator
-from hacl.training import caches, memory, outline, run, runtime
+from hacl.models.families import FAMILIES
+from hacl.training import caches, kernels, memory, outline, run, runtime
 from hacl.training.hardware import peak_tflops
 from hacl.training.memory import GIB
 from hacl.training.objective import constant_text, is_frozen
@@ -30,6 +31,10 @@ STAGES = (None, 0, 1, 2, 3)
 LENGTHS = 256  # samples whose lengths stand for all
 ASSUMED_DEVICE, ASSUMED_PEAK = "H100 SXM in bf16", 989.0  # where there is no GPU and log.peak_tflops is not given
 ASSUMED_MFU = 0.4
+NO_IMAGES = (
+    "without what images cost in the vision tower and projector, which depends on their shapes here: add it to "
+    "TFLOP, activations and hours"
+)
 
 
 @dataclass
@@ -37,7 +42,8 @@ class Prediction:
     """parameters: module -> (all, trained). batch: what the first micro-batch of a rank holds. tflops: executed by a
     micro-batch of a rank, forward and backward, minimal_tflops: the least it needs; both are means over lengths of the
     data. memory: (ZeRO stage or None, ranks) -> GiB per rank for weights, gradients and optimizer. queue: GiB of its
-    features, on every rank; feature_size: numbers of a feature, 0 without a contrastive loss."""
+    features, on every rank; feature_size: numbers of a feature, 0 without a contrastive loss; counts_images: whether
+    tflops and activations hold what images cost."""
 
     parameters: dict[str, tuple[int, int]]
     batch: dict[str, int]
@@ -46,6 +52,7 @@ class Prediction:
     memory: dict[tuple[int | None, int], float]
     queue: float
     feature_size: int
+    counts_images: bool = True
 
     @property
     def total(self) -> int:
@@ -71,6 +78,7 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
     inputs = inputs or run.read_inputs(config)
     model = outline.outline(config)
     adapter, heads = model.adapter, model.heads
+    kernels.check(adapter, config)
     frozen_bytes = 0.5 if config.model.load_in_4bit else {"float32": 4, "bfloat16": 2}[config.model.dtype]
     parameters = _parameters(model)
     total, trained = (sum(counts[i] for counts in parameters.values()) for i in (0, 1))
@@ -106,6 +114,7 @@ def predict(config: Config, inputs: run.Inputs | None = None) -> Prediction:
         memory=states,
         queue=0.0 if heads is None else queue_bytes(config.objective, heads.projection_size, text_size) / GIB,
         feature_size=0 if heads is None else heads.projection_size,
+        counts_images=adapter.is_split,
     )
 
 
@@ -207,6 +216,7 @@ def describe(config: Config, prediction: Prediction, step: memory.StepMemory, re
         f"optimizer step of {samples} samples of a rank",
         f"activations {step.activations / GIB:.2f} GiB per rank",
         *([f"queue {prediction.queue:.2f} GiB on every rank"] if config.objective.queue_size else []),
+        *([] if prediction.counts_images else [NO_IMAGES]),
         "weights, gradients and optimizer, GiB per rank:",
         _row("ranks", (f"{ranks:>9}" for ranks in RANKS)),
     ]
@@ -266,7 +276,7 @@ def _name(stage: int | None) -> str:
 
 def dry_run(config: Config) -> Prediction:
     """Print the prediction; on a small model also run one batch for real on the CPU (see `on_cpu`). Trains nothing."""
-    outline.read_model_config(config.model)
+    family = outline.read_model_config(config.model).model_type
     inputs = run.read_inputs(config)
     prediction = predict(config, inputs)
     print(
@@ -275,7 +285,7 @@ def dry_run(config: Config) -> Prediction:
     if prediction.total > SMALL:
         print(f"{prediction.total:,} parameters: weights were not loaded, no batch was run")
         return prediction
-    config = on_cpu(config)
+    config = on_cpu(config, masks=FAMILIES[family].own_masks)
     model = run.build_model(config, inputs)
     batch = _one_batch(config, inputs)
     started = time.perf_counter()
@@ -292,13 +302,13 @@ def dry_run(config: Config) -> Prediction:
     return prediction
 
 
-def on_cpu(config: Config) -> Config:
+def on_cpu(config: Config, *, masks: bool = False) -> Config:
     """The same run as a CPU can take a batch of it, with a GPU beside it or not: without DeepSpeed, 4 bits, kernels of
-    a GPU and compiling."""
+    a GPU and compiling. masks: `Adapter.own_masks` of the model."""
     config = copy.deepcopy(config)
     config.train.deepspeed, config.train.compile, config.model.load_in_4bit = None, False, False
     if config.model.attn_implementation not in ("sdpa", "eager"):
-        config.model.attn_implementation = "segments"
+        config.model.attn_implementation = "sdpa" if masks else "segments"
     if config.objective.lm_loss == "liger":
         config.objective.lm_loss = "chunked"
     return config

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hacl.config import Config, to_dict
 from hacl.config_io import from_dict
+from hacl.data.model_inputs import prompt_inputs
 from hacl.training import build, manifest, weights
 from hacl.training.card import model_card
 
@@ -112,7 +113,7 @@ def export_checkpoint(
     unmerged_logits = None
     if config.model.lora.rank:
         if verify:
-            unmerged_logits = _logits(model, processor, encoder)
+            unmerged_logits = _logits(model, encoder)
         model = model.merge_and_unload()
     _cast(model, target)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
@@ -124,7 +125,7 @@ def export_checkpoint(
         card = model_card(config, content, {**_run_metrics(checkpoint), **(metrics or {})})
         (temporary / "README.md").write_text(card, encoding="utf-8")
         if verify:
-            logits = write_probe(model, processor, encoder, temporary / "probe")
+            logits = write_probe(model, encoder, temporary / "probe")
             report = check_reload(temporary)
             if unmerged_logits is not None:
                 _check_merge(unmerged_logits, logits, target, report)
@@ -190,11 +191,11 @@ def without_folders(value: Any) -> Any:
 
 
 @torch.no_grad()
-def write_probe(model: nn.Module, processor, encoder, folder: Path) -> Tensor:
+def write_probe(model: nn.Module, encoder, folder: Path) -> Tensor:
     """Store inputs, logits and greedy tokens of the model in this process for `check_reload`; returns the logits."""
     from safetensors.torch import save_file
 
-    inputs = _probe_inputs(processor, encoder, model.dtype)
+    inputs = _probe_inputs(encoder, model.dtype)
     logits = model(**inputs).logits.float()
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     folder.mkdir()
@@ -203,19 +204,18 @@ def write_probe(model: nn.Module, processor, encoder, folder: Path) -> Tensor:
     return logits
 
 
-def _probe_inputs(processor, encoder, dtype: torch.dtype) -> dict[str, Tensor]:
+def _probe_inputs(encoder, dtype: torch.dtype) -> dict[str, Tensor]:
     from PIL import Image
 
     gradient = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
-    pixels = processor.image_processor(gradient, return_tensors="pt")["pixel_values"].to(dtype)
-    ids = torch.tensor([encoder.caption_sequence("", answer=False).ids])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    inputs = prompt_inputs(encoder, [gradient])
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, processor, encoder) -> Tensor:
+def _logits(model: nn.Module, encoder) -> Tensor:
     """Logits of a model in fp32 for the inputs of the probe."""
-    return model(**_probe_inputs(processor, encoder, torch.float32)).logits.float()
+    return model(**_probe_inputs(encoder, torch.float32)).logits.float()
 
 
 def _check_merge(unmerged_logits: Tensor, merged_logits: Tensor, dtype: torch.dtype, report: dict) -> None:

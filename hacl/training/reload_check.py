@@ -19,7 +19,7 @@ def main(folder: str, probe_path: str) -> dict:
     )
     processor = AutoProcessor.from_pretrained(folder)
     model.eval()
-    inputs = {name: probe[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    inputs = {name: tensor for name, tensor in probe.items() if name not in ("logits", "tokens")}
     with torch.no_grad():
         logits = model(**inputs).logits.float()
         tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)

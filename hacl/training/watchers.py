@@ -26,7 +26,7 @@ def add_watchers(trainer: HaclTrainer, config: Config, inputs: Inputs, model: Ha
                 inputs.processor,
                 pool[: config.log.sample_count],
                 inputs.image_root,
-                inputs.encoder.caption_sequence("", answer=False).ids,
+                inputs.encoder,
                 paused=trainer.paused,
                 every=config.log.sample_steps,
                 new_tokens=config.log.sample_max_new_tokens,
