@@ -41,7 +41,7 @@ def text_meta(folder: Path, config: Config, encoder: SequenceEncoder, model: Hac
     """All that decides the state of a text: weights, decoder, tokenizer, form of a root, layer, pooling, dtype."""
     return {
         "kind": "pooled text states before the heads",
-        "weights": manifest.fingerprint(folder, ("language_model", "embed_tokens")),
+        "weights": manifest.fingerprint(folder, caches.last_names([model.adapter.DECODER])),
         "decoder": caches.config_digest(model.adapter.decoder.config),
         "tokenizer": caches.digest(encoder.tokenizer.backend_tokenizer.to_str()),
         "template": [encoder.bos, "text", encoder.eos, encoder.max_caption_length],

@@ -242,13 +242,18 @@ def config_digest(config) -> str:
     return digest(json.dumps(settings, sort_keys=True, default=str))
 
 
+def last_names(paths: Sequence[str]) -> list[str]:
+    """What names of a part's tensors contain in every layout of a checkpoint, where they contain it at all."""
+    return [path.rpartition(".")[2] for path in paths]
+
+
 def vision_meta(folder: Path, inputs, model: HaclModel) -> dict:
     """All that decides the features of an image: weights, tower, preprocessing, selection, dtype."""
     settings = json.dumps(inputs.processor.image_processor.to_dict(), sort_keys=True, default=str)
     selection = model.adapter.model.config
     return {
         "kind": "vision features before the projector",
-        "weights": manifest.fingerprint(folder, ("vision_tower",)),
+        "weights": manifest.fingerprint(folder, last_names(model.adapter.VISION)),
         "tower": config_digest(selection.vision_config),
         "preprocessing": digest(settings),
         "layer": str(getattr(selection, "vision_feature_layer", None)),
@@ -292,7 +297,7 @@ def _texts(
     dtype = next(model.adapter.decoder.parameters()).dtype
     meta = {
         "kind": "pooled text states before the heads",
-        "weights": manifest.fingerprint(folder, ("language_model", "embed_tokens")),
+        "weights": manifest.fingerprint(folder, last_names([model.adapter.DECODER])),
         "decoder": config_digest(model.adapter.decoder.config),
         "layer": objective.layer,
         "pool": objective.text_pool,

@@ -10,7 +10,9 @@ import torch
 from hacl.config import LearningRates, LoraSettings, ModelConfig
 from hacl.data.image_formats import BLANK
 from hacl.models.adapters import find_adapter
+from hacl.models.identity import fingerprint
 from hacl.training.build import select_trainable
+from hacl.training.caches import last_names
 from tests.families.loaded import Family
 from tests.families.test_packed import NOT_YET, Case, encoder_of
 
@@ -70,3 +72,17 @@ def test_stored_features_of_a_tower_are_those_it_computes(adapted):
     torch.testing.assert_close(live, stock, rtol=0, atol=1e-5)
     assert torch.equal(live, stored)
     assert len(live) == 2 * encoder.images.ids(BLANK).count(encoder.image_token_id)
+
+
+def test_a_cache_of_a_frozen_part_is_named_after_every_weight_of_it(adapted, tmp_path):
+    model, facts = copy.deepcopy(adapted.model), adapted.facts
+    adapter = find_adapter(model)
+    model.save_pretrained(tmp_path / "first")
+    parts = {"decoder": [adapter.DECODER], "tower": adapter.VISION}
+    changed = {"decoder": f"{facts.decoder}.layers", "tower": facts.vision[0]}
+    before = {part: fingerprint(tmp_path / "first", last_names(paths)) for part, paths in parts.items()}
+    for part, path in changed.items():
+        with torch.no_grad():
+            list(model.get_submodule(path).parameters())[-1].add_(1.0)
+        model.save_pretrained(tmp_path / part)
+        assert fingerprint(tmp_path / part, last_names(parts[part])) != before[part]
