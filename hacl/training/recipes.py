@@ -15,6 +15,7 @@ from hacl.training import dryrun, run, runtime
 from hacl.training.memory import GIB
 from hacl.training.minigpt4 import CHAT_TEMPLATE
 
+CAPTIONS, STRICT = "captions", "captions, `strict`"  # the latter is the paper's form, with an image sequence of its own
 LONGEST = "longest"  # instead of the records' own texts: as long as data.max_length lets them be
 # Samples of an epoch of the data that a recipe names: LLaVA's 558K captions for stage 1 of both LLaVAs (HACL), the 665K
 # mix (LLaVA-1.5) and the 158K (LLaVA) for stage 2, and for what this project adds the 558K again.
@@ -22,7 +23,7 @@ EPOCH = {
     "llava15_7b/stage2": 665_000, "llava15_7b/stage2_lora": 665_000,
     "llava_v1/stage2": 158_000, "llava_v1/stage2_lora": 158_000,
 }  # fmt: skip
-CAPTIONS = 558_128
+SAMPLES = 558_128
 
 
 def write_llava(pixels: int) -> Callable[[Path, Iterable[str]], Any]:
@@ -94,16 +95,20 @@ def plan(
     if not model.exists():
         SHAPES[recipe.shape](model, records.read_text(encoding="utf-8").splitlines())
     rows = []
-    for texts, path in _texts(recipe, records, images, folder):
-        config = load_config(recipe.path, [f"model.path={model}", f"data.path={path}", f"data.image_root={images}"])
+    for texts, path, changes in _cases(recipe, records, folder):
+        given = [f"model.path={model}", f"data.path={path}", f"data.image_root={images}", *changes]
+        config = load_config(recipe.path, given)
         rows.append({"recipe": recipe.name, "texts": texts, **_row(config, recipe, peak, ranks)})
     return rows
 
 
-def _texts(recipe: Recipe, records: Path, images: Path, folder: Path) -> list[tuple[str, Path]]:
-    found = [("captions", records)]
+def _cases(recipe: Recipe, records: Path, folder: Path) -> list[tuple[str, Path, list[str]]]:
+    """(name of the texts, their file, changes of the recipe)"""
+    found = [(CAPTIONS, records, [])]
+    if recipe.path.stem == "stage1":
+        found.append((STRICT, records, ["objective.form=strict"]))
     if recipe.shape != "minigpt4" and recipe.path.stem.startswith("stage2"):
-        found.append((LONGEST, _longest(records, folder / "longest.jsonl")))
+        found.append((LONGEST, _longest(records, folder / "longest.jsonl"), []))
     return found
 
 
@@ -124,7 +129,7 @@ def _row(config: Config, recipe: Recipe, peak: float, ranks: int) -> dict[str, A
     inputs = run.read_inputs(config)
     found = dryrun.predict(config, inputs)
     step = dryrun.first_step(config, inputs)
-    epoch = EPOCH.get(recipe.name, CAPTIONS)
+    epoch = EPOCH.get(recipe.name, SAMPLES)
     stages = {
         "none" if stage is None else f"zero{stage}": round(
             dryrun.peak_bytes(config, found, step, stage=stage, ranks=ranks) / GIB + found.queue, 2
