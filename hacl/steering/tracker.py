@@ -128,7 +128,7 @@ class Tracker:
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         mask = kwargs.get("attention_mask")
-        ids, self._ids = self._ids, None
+        ids, self._ids = self._prompt_ids(past, length) if self._ids is None else self._ids, None
         if self._is_new(rows, past, cache):
             self._sequence = self._begin(rows, past, length, mask)
             for session in self.sessions:
@@ -147,6 +147,13 @@ class Tracker:
         step = sequence.step(past, length)
         for session in self.sessions:
             session.before_forward(step, sequence.prompt_known, kwargs)
+
+    def _prompt_ids(self, past: int, length: int) -> Tensor | None:
+        """Those of a prompt whose `generate` goes past the model's own forward, as the Q-Former models' does."""
+        ids = None if self._call is None else self._call.inputs["input_ids"]
+        if ids is None or past + length > ids.shape[1]:
+            return None
+        return ids[:, past : past + length].repeat_interleave(self._call.copies, dim=0)
 
     def _after_decoder(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.muted:
