@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+LEARNT_POSITIONS = ("opt",)
 LOCAL = ("sliding_attention", "chunked_attention")
 
 
@@ -52,8 +53,15 @@ def obstacle(
     for name in ("rope_parameters", "rope_scaling"):
         if not own_positions and "mrope_section" in (getattr(config, name, None) or {}):
             return "its rotary positions have several axes, which a row of one position per token cannot continue"
+    row = -(-longest // multiple) * multiple
+    table = config.max_position_embeddings if config.model_type in LEARNT_POSITIONS else row
+    if table < row:
+        return (
+            f"it has learnt {table} positions, and a sequence may have {longest} tokens; "
+            f"{_shorten(table // multiple * multiple)}"
+        )
     limit = _constant_rotation(config)
-    if limit is not None and limit < -(-longest // multiple) * multiple:
+    if limit is not None and limit < row:
         return (
             f"its rotary frequencies change for all sequences of a call once one is longer than {limit} tokens, and a "
             f"sequence may have {longest}; {_shorten(limit // multiple * multiple)}"

@@ -315,6 +315,8 @@ def test_decoders_for_which_packing_is_exact_are_accepted():
     assert obstacle(CONFIG_MAPPING["mistral"](sliding_window=99), longest=100) is not None
     assert obstacle(CONFIG_MAPPING["llama"](**DYNAMIC, max_position_embeddings=100), longest=100) is None
     assert obstacle(CONFIG_MAPPING["phi3"](**LONGROPE, original_max_position_embeddings=100), longest=100) is None
+    learnt = CONFIG_MAPPING["opt"](max_position_embeddings=100)
+    assert obstacle(learnt, longest=100) is None and "caption_length to 99" in obstacle(learnt, longest=101)
     rounded = obstacle(CONFIG_MAPPING["llama"](**DYNAMIC, max_position_embeddings=100), longest=100, multiple=64)
     assert "caption_length to 63" in rounded, "rows of 64 tokens are within, those of 128 are not"
 
