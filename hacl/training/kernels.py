@@ -15,10 +15,19 @@ ENTRIES = 64  # pairs of a shape of rows and a mode; blocks are compiled once fo
 
 
 def prepare(adapter: Adapter, config: Config) -> None:
-    """Check the decoder of an adapter against the objective's form, then choose how it attends.
+    """Check the model of an adapter against the objective's form, then choose how its decoder attends.
 
     Raises ValueError naming the setting to change where packed rows would not be exact or a kernel cannot run here.
     """
+    check(adapter, config)
+    check_loss(config.objective.lm_loss)
+    attention.set_attention(adapter.decoder, implementation(config, masks=adapter.own_masks))
+    if config.train.compile:
+        compile_blocks(adapter)
+
+
+def check(adapter: Adapter, config: Config) -> None:
+    """Raise ValueError, naming the setting to change, where packed rows would not be exact for a model."""
     kind, objective = adapter.model.config.model_type, config.objective
     if objective.contrastive_weight and objective.form not in adapter.forms:
         raise ValueError(
@@ -35,10 +44,6 @@ def prepare(adapter: Adapter, config: Config) -> None:
         own_positions=adapter.own_positions,
         own_masks=adapter.own_masks,
     )
-    check_loss(config.objective.lm_loss)
-    attention.set_attention(adapter.decoder, implementation(config, masks=adapter.own_masks))
-    if config.train.compile:
-        compile_blocks(adapter)
 
 
 def compile_blocks(adapter: Adapter, backend: str = "inductor") -> None:
