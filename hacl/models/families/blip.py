@@ -43,7 +43,7 @@ class Blip2Adapter(SplitAdapter):
     def project(self, features_IPDv: Tensor) -> Tensor:
         """(I, P, Dv) -> (I, N, D); the Q-Former may be kept in fp32."""
         model = self.model
-        queries = model.query_tokens.expand(len(features_IPDv), -1, -1)
+        queries = model.query_tokens.repeat(len(features_IPDv), 1, 1)
         states = model.qformer(  # no mask: every patch is seen, and a mask's content is not known on the meta device
             query_embeds=queries, encoder_hidden_states=features_IPDv.to(queries.dtype)
         ).last_hidden_state
