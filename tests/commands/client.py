@@ -18,9 +18,8 @@ def main() -> int:
     }
     content = json.dumps(request).encode()
     streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
-    connection.sendmsg([content[:1]], [streams])
-    connection.sendall(content[1:])
-    connection.shutdown(socket.SHUT_WR)
+    connection.sendmsg([len(content).to_bytes(8, "big")], [streams])
+    connection.sendall(content)
     status = connection.recv(1)
     return status[0] if status else 137  # the process was ended
 

@@ -54,6 +54,7 @@ PAGES: dict[str, Page] = {
         ),
         core=True,
     ),
+    "docs/adding_a_family.md": Page(),
     "docs/baselines.md": Page(
         inputs={"MODEL": "model", "PAIRS.jsonl": "records", "images": "pictures", "DATA": "benchmarks"},
     ),
@@ -117,7 +118,6 @@ PAGES: dict[str, Page] = {
             "python data_prep/convert.py --input train.jsonl --to parquet --output train.parquet",
             "python data_prep/convert.py --input train.jsonl --to webdataset --images . --output shards/train-0.tar",
         ),
-        core=True,
     ),
     "docs/diagnostics.md": Page(
         inputs={
@@ -164,7 +164,6 @@ PAGES: dict[str, Page] = {
     "docs/export.md": Page(
         inputs={"llava-hf/llava-1.5-7b-hf": "model", "hallucinated.jsonl": "records"},
         before=(f"python train.py {STAGE1} data.path=hallucinated.jsonl train.output_dir=runs/stage1",),
-        core=True,
     ),
     "docs/flexac.md": Page(
         inputs={"MODEL": "model", "images": "pictures", "hallucinated.jsonl": "records", "exported/model": "model"},
@@ -176,7 +175,14 @@ PAGES: dict[str, Page] = {
             "pretrain": "original_projector",
             "llava-lora": "original_lora",
             "vicuna-7b-v1.5": "language_model",
+            "vicuna-7b-v1.1": "language_model",
             "openai/clip-vit-large-patch14-336": "vision_tower",
+            "openai/clip-vit-large-patch14": "vision_tower",
+            "exports/stage1": "model",
+            "CLIP-ViT-L-14-laion2B-s32B-b82K": "clip",
+            "blip2-flan-t5-xxl": "blip2",
+            "vicuna-7b-v0": "vicuna",
+            "prerained_minigpt4_7b.pth": "minigpt4_map",
         },
     ),
     "docs/judge.md": Page(inputs={"predictions.jsonl": "mmhal_answers"}, core=True),
@@ -246,5 +252,15 @@ PAGES: dict[str, Page] = {
         before=(*swept("MODEL", 1), *swept("MODEL_2", 2), *swept("MODEL_3", 3)),
     ),
     "docs/survival.md": Page(),
+    "docs/tour.md": Page(
+        inputs={
+            "captions.jsonl": "plain_captions",
+            "llava-1.5-7b-hf": "model",
+            "llava-hf/llava-1.5-7b-hf": "model",
+            "benchmarks": "benchmarks",
+            "eval.jsonl": "records",
+            "images": "pictures",
+        },
+    ),
     "docs/training.md": Page(inputs={"llava-hf/llava-1.5-7b-hf": "model", "hallucinated.jsonl": "records"}),
 }

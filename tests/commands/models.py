@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -126,3 +127,25 @@ def _named(folder: Path) -> None:
     """Let the folder name its tower as published ones do."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", config | {"mm_vision_tower": TOWER})
+
+
+def blip2(folder: Path) -> None:
+    """BLIP-2 with its processor, a part of MiniGPT-4."""
+    _minigpt4("blip2", folder)
+
+
+def vicuna(folder: Path) -> None:
+    """MiniGPT-4's language model."""
+    _minigpt4("llm", folder)
+
+
+def minigpt4_map(path: Path) -> None:
+    """MiniGPT-4's own checkpoint: one linear map."""
+    _minigpt4("minigpt4.pth", path)
+
+
+def _minigpt4(part: str, place: Path) -> None:
+    from tests.reference.minigpt4 import MiniGPT4
+
+    with tempfile.TemporaryDirectory(dir=place.parent) as made:
+        MiniGPT4().save(Path(made))[part].rename(place)

@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -52,11 +53,31 @@ def _import_libraries() -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    """One command: its arguments and streams from the client, its exit status back."""
+    """One command: its arguments and streams from the client; the process that runs it is waited for, since it may end
+    itself in any way, and its exit status goes back. It is ended where the client ends first."""
     content, streams = _receive(connection)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-    request = json.loads(content)
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        _become(json.loads(content))
+    for stream in streams:
+        os.close(stream)
+    while True:
+        readable, _, _ = select.select([connection], [], [], 0.02)
+        if readable:  # nothing more is sent: the client is gone
+            os.kill(child, signal.SIGTERM)
+            os._exit(1)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            connection.sendall(bytes([code if code >= 0 else 128 - code]))
+            os._exit(0)
+
+
+def _become(request: dict) -> None:
+    """Run the command of a request in this process, and end it."""
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -68,18 +89,18 @@ def _serve(connection: socket.socket) -> None:
             step()
         except (OSError, RuntimeError):
             traceback.print_exc()
-    connection.sendall(bytes([status & 255]))
     os._exit(status & 255)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """The whole request up to the client's end of writing, and the three streams that came with its first bytes."""
-    content, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
+    """The request, after its length in eight bytes, and the three streams that came with them."""
+    first, ancillary, _, _ = connection.recvmsg(8, socket.CMSG_SPACE(3 * 4))
     streams = array.array("i")
     for _, _, data in ancillary:
         streams.frombytes(data)
-    while more := connection.recv(65536):
-        content += more
+    content, length = b"", int.from_bytes(first, "big")
+    while len(content) < length:
+        content += connection.recv(length - len(content))
     return content, list(streams)
 
 

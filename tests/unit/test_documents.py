@@ -126,6 +126,23 @@ def test_every_documented_training_command_has_a_configuration_that_loads(call):
         load_config(None, ["model.path=any", *overrides])
 
 
+def test_every_page_is_reached_from_the_index_and_the_index_from_the_readme():
+    index = ROOT / "docs" / "README.md"
+    linked = {target.partition("#")[0] for target in LINK.findall(index.read_text(encoding="utf-8"))}
+    orphans = {path.name for path in (ROOT / "docs").glob("*.md")} - linked - {index.name}
+    assert not orphans, f"docs/README.md does not link {sorted(orphans)}"
+    assert {"docs/README.md", "docs/tour.md"} <= set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+
+
+def test_every_picture_in_a_document_is_there_and_none_is_left_over():
+    shown = set()
+    for path in DOCUMENTS:
+        for target in re.findall(r"!\[[^\]\n]+\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).is_file(), f"{name_of(path)}: {target}"
+            shown.add((path.parent / target).resolve())
+    assert {path.resolve() for path in (ROOT / "docs/pictures").iterdir()} == shown
+
+
 def test_the_documents_show_the_commands_that_matter():
     shown = {script for _, script, _ in CALLS}
     assert {"scripts/quickstart.sh", "scripts/test.sh", "train.py", "scripts/export.py"} <= shown
