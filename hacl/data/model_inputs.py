@@ -40,7 +40,10 @@ def prompt_row(encoder: SequenceEncoder, size: tuple[int, int] | None) -> InputR
 
 def prompt_inputs(encoder: SequenceEncoder, images: Sequence[Image]) -> dict[str, Tensor]:
     """What a stock model generates from: the encoder's prompt after each of the images, left-padded."""
-    rows = [replace(prompt_row(encoder, image.size), image=encoder.images.tensors(image)) for image in images]
+    rows = [
+        replace(prompt_row(encoder, image.size), image=encoder.images.tensors(image, prompt=encoder.prompt))
+        for image in images
+    ]
     tokenizer = encoder.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return left_padded(rows, pad, encoder.images)
