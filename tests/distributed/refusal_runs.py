@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 
+from hacl.data.images import load_image
+from hacl.training.trainer import DataError, HaclTrainer
 from tests.distributed.survival_runs import Session
 
+ROOT = Path(__file__).resolve().parents[2]
 UNEVEN = ("objective.contrastive_weight=0", "train.max_steps=3", "train.save_steps=0", "train.max_grad_norm=1e9")
 
 
@@ -134,3 +139,22 @@ def _mean_gradient(trainer, batches, labels) -> torch.Tensor:
         total = total + torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in shapes])
     dist.all_reduce(total)
     return total / labels
+
+
+def killed():
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Aborted.")
+
+
+def read_one_step(rank):
+    """What this rank hears when rank 1 cannot read its data, and when it loses a loader worker."""
+    trainer = HaclTrainer.__new__(HaclTrainer)
+    trainer.args = SimpleNamespace(world_size=2)
+    heard = []
+    for fail in (lambda: load_image(ROOT / "pyproject.toml"), killed):
+        batches = iter([{"sequence_kind": torch.tensor([0]), "label_sequence": torch.tensor([0, 0])}])
+        damaged = (fail() for _ in range(1))
+        try:
+            trainer.get_batch_samples(damaged if rank else batches, 1, torch.device("cpu"))
+        except DataError as error:
+            heard.append(str(error))
+    return heard

@@ -195,6 +195,7 @@ def all_runs(rank: int, yaml: str, folder: Path, eval_path: str) -> dict:
     from tests.distributed import refusal_runs
 
     facts["signal while loading"] = refusal_runs.signal_while_loading(session)
+    facts["one step"] = refusal_runs.read_one_step(rank)
     facts["two disks"] = refusal_runs.two_disks(session)
     facts["unreadable validation"] = refusal_runs.unreadable_validation(session, eval_path)
     facts["uneven"] = refusal_runs.uneven_step(session, "uneven")

@@ -1,5 +1,7 @@
 """Ranks together reproduce the loss and the gradients of one process that holds the whole batch, written as loops."""
 
+import functools
+
 import pytest
 import torch
 
@@ -122,10 +124,24 @@ def grad_or_zero(tensor):
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
+def rank_facts(rank, world_size):
+    return {
+        "cases": rank_results(rank, world_size),
+        "constant": constant_features_on_rank_0(rank),
+        "gather": gather_facts(rank),
+    }
+
+
+@functools.cache
+def launched(world_size):
+    """What every rank of one launch found."""
+    return run_ranks(rank_facts, world_size, world_size)
+
+
 @pytest.fixture(scope="module", params=[2, 3])
 def by_rank(request):
     world_size = request.param
-    return [dict(zip(CASES, results, strict=True)) for results in run_ranks(rank_results, world_size, world_size)]
+    return [dict(zip(CASES, facts["cases"], strict=True)) for facts in launched(world_size)]
 
 
 @pytest.mark.slow
@@ -190,15 +206,14 @@ def fail_on_last(rank, world_size):
 
 @pytest.mark.slow
 def test_a_rank_with_constant_features_does_not_hang_the_others():
-    results = run_ranks(constant_features_on_rank_0, 2, timeout=60)
-    assert all(grad is None for grad in results[0][0])
-    assert all(grad.abs().sum() > 0 for grad in results[1][0])
+    first, second = (facts["constant"][0] for facts in launched(2))
+    assert all(grad is None for grad in first)
+    assert all(grad.abs().sum() > 0 for grad in second)
 
 
 @pytest.mark.slow
 def test_gather_joins_in_rank_order_and_sums_gradients_over_ranks():
-    facts = run_ranks(gather_facts, 2)
-    for rank, fact in enumerate(facts):
+    for rank, fact in enumerate(facts["gather"] for facts in launched(2)):
         assert fact["rows"].tolist() == [[0, 0], [1, 1], [1, 1]]
         assert fact["grad"].tolist() == ([[0, 3]] if rank == 0 else [[6, 9], [12, 15]])
         assert fact["ids"].tolist() == [2**62, 2**62, 2**62 + 1, 2**62 + 1]

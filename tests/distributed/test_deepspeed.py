@@ -1,6 +1,6 @@
 """DDP and ZeRO on two CPU ranks, by torchrun and by DeepSpeed's launcher: the losses of one process, resume, export.
 
-Each launch takes some 20 s.
+A launch takes some 20 s, so one goes through several runs and a second one resumes them.
 """
 
 import json
@@ -10,16 +10,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
-from hacl.data.images import load_image
-from hacl.training.trainer import DataError, HaclTrainer
-from tests.distributed.ranks import free_port, run_ranks
+from tests.distributed.ranks import free_port
 from tests.tiny import write_tiny_records
 
 pytestmark = pytest.mark.slow
@@ -53,16 +50,15 @@ def lines(run, key="loss"):
     return {row["step"]: row[key] for row in rows if key in row}
 
 
-@pytest.fixture
-def settings(tiny_llava, tmp_path):
+def write_settings(model, folder):
     """A configuration whose batches mix captioned images and text-only dialogues; validation has an odd size."""
-    records = write_tiny_records(tmp_path / "records", 12, text_only=4)
-    odd = write_tiny_records(tmp_path / "validation", 7)
-    path = tmp_path / "run.yaml"
+    records = write_tiny_records(folder / "records", 12, text_only=4)
+    odd = write_tiny_records(folder / "validation", 7)
+    path = folder / "run.yaml"
     path.write_text(
         json.dumps(
             {
-                "model": {"path": str(tiny_llava), "preset": "stage1-llm"},
+                "model": {"path": str(model), "preset": "stage1-llm"},
                 "data": {"path": str(records), "eval_path": str(odd)},
                 "train": {"max_steps": 4, "save_steps": 2, "eval_steps": 4, "scheduler": "constant", "warmup": 0},
                 "log": {"steps": 1},
@@ -71,6 +67,11 @@ def settings(tiny_llava, tmp_path):
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture
+def settings(tiny_llava, tmp_path):
+    return write_settings(tiny_llava, tmp_path)
 
 
 def batch(per_rank):
@@ -82,35 +83,62 @@ def batch(per_rank):
     )
 
 
-def test_zero_2_on_two_ranks_has_the_losses_of_one_process_and_resumes(settings, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main([str(settings), f"train.output_dir={one}", *batch(4)]) == 0
-    how = (settings, f"train.output_dir={two}", *batch(2), "train.deepspeed=2")
-    launch(TORCHRUN, *how)
+LORA = ("model.lora.rank=4", "model.lora.dropout=0.0", "model.learning_rate.llm=1e-3", "train.bf16=true")
+LORA += ("objective.learn_temperature=true",)
+WATCHED = ("log.sample_steps=4", "log.diagnostic_steps=2", "log.diagnostic_count=5")
+RUNS = {
+    "ddp": (),
+    "zero-2": ("train.deepspeed=2",),
+    "zero-3": (*LORA, *WATCHED, "train.deepspeed=3"),  # in this order, since ZeRO-3 and bf16 leave marks in a process
+}
+
+
+def launch_several(launcher, settings, runs):
+    """Runs (folder -> overrides) one after another in the ranks of one launch."""
+    asked = json.dumps([[f"train.output_dir={folder}", *how] for folder, how in runs.items()])
+    launch(launcher, settings, asked, program=ROOT / "tests/distributed/several_runs.py")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_llava, tmp_path_factory):
+    """Settings; folders of finished runs; and their losses before their last checkpoint was lost and made again."""
+    folder = tmp_path_factory.mktemp("two")
+    settings = write_settings(tiny_llava, folder)
+    runs = {folder / name: (*batch(2), *how) for name, how in RUNS.items()}
+    launch_several(TORCHRUN, settings, runs)
+    before = {name: lines(folder / name) for name in RUNS}
+    del runs[folder / "ddp"]
+    for run in runs:
+        shutil.rmtree(run / "checkpoint-4")
+    launch_several(TORCHRUN, settings, runs)
+    return settings, folder, before
+
+
+@pytest.fixture(scope="module")
+def alone(two_ranks, tmp_path_factory):
+    """The run of one process with the same settings."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert train.main([str(two_ranks[0]), f"train.output_dir={folder}", *batch(4)]) == 0
+    return folder
+
+
+def test_zero_2_on_two_ranks_has_the_losses_of_one_process_and_resumes(two_ranks, alone):
+    _, folder, before = two_ranks
     for key in ("loss", "lm", "contrastive", "grad_norm", "hard_negative_win_rate"):
-        assert lines(two, key) == pytest.approx(lines(one, key), rel=1e-4), key
-    before = lines(two)
-    shutil.rmtree(two / "checkpoint-4")
-    launch(TORCHRUN, *how)
-    assert lines(two) == pytest.approx(before, rel=1e-6)
+        assert lines(folder / "zero-2", key) == pytest.approx(lines(alone, key), rel=1e-4), key
+    assert lines(folder / "zero-2") == pytest.approx(before["zero-2"], rel=1e-6)
+    assert (folder / "zero-2/checkpoint-4/manifest.json").is_file()
 
 
-def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_exports(settings, tmp_path):
+def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_exports(two_ranks, tmp_path):
     from hacl.training.export import export_checkpoint
 
-    one, two = tmp_path / "one", tmp_path / "two"
-    lora = ("model.lora.rank=4", "model.lora.dropout=0.0", "model.learning_rate.llm=1e-3", "train.bf16=true")
-    lora += ("objective.learn_temperature=true",)
-    assert train.main([str(settings), f"train.output_dir={one}", *batch(4), *lora]) == 0
-    how = (settings, f"train.output_dir={two}", *batch(2), *lora, "train.deepspeed=3", "log.sample_steps=4")
-    how += ("log.diagnostic_steps=2", "log.diagnostic_count=5")
-    launch(TORCHRUN, *how)
-    assert lines(two) == pytest.approx(lines(one), rel=2e-2)
+    settings, folder, before = two_ranks
+    one, two = tmp_path / "one", folder / "zero-3"
+    assert train.main([str(settings), f"train.output_dir={one}", *batch(4), *LORA]) == 0
+    assert before["zero-3"] == pytest.approx(lines(one), rel=2e-2)
     assert lines(two, "eval_lm") == pytest.approx(lines(one, "eval_lm"), rel=2e-2)
-    before = lines(two)
-    shutil.rmtree(two / "checkpoint-4")
-    launch(TORCHRUN, *how)
-    assert lines(two) == pytest.approx(before, rel=1e-6)
+    assert lines(two) == pytest.approx(before["zero-3"], rel=1e-6)
     learnt = [load_file(run / "checkpoint-4/heads.safetensors")["temperature.log_inverse"] for run in (one, two)]
     initial = torch.tensor(math.log(1 / 0.07))
     moved = [float(learnt[0] - initial), float(learnt[1] - initial.bfloat16().float())]  # masters start from bf16
@@ -123,43 +151,16 @@ def test_zero_3_with_lora_in_bf16_has_the_losses_of_one_process_resumes_and_expo
     assert [row["step"] for row in measured] == [0, 2, 4] and all("post/relative_gap" in row for row in measured)
 
 
-def killed():
-    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Aborted.")
-
-
-def read_one_step(rank):
-    """What this rank hears when rank 1 cannot read its data, and when it loses a loader worker."""
-    trainer = HaclTrainer.__new__(HaclTrainer)
-    trainer.args = SimpleNamespace(world_size=2)
-    heard = []
-    for fail in (lambda: load_image(ROOT / "pyproject.toml"), killed):
-        batches = iter([{"sequence_kind": torch.tensor([0]), "label_sequence": torch.tensor([0, 0])}])
-        damaged = (fail() for _ in range(1))
-        try:
-            trainer.get_batch_samples(damaged if rank else batches, 1, torch.device("cpu"))
-        except DataError as error:
-            heard.append(str(error))
-    return heard
-
-
-def test_all_ranks_stop_together_when_one_cannot_read_its_data():
-    first, second = run_ranks(read_one_step, 2)
-    assert len(first) == 2 and all("another rank" in said for said in first)
-    assert "pyproject.toml" in second[0] and "signal: Aborted" in second[1]
-
-
 def final_weights(run):
     return load_file(run / "checkpoint-4/trained.safetensors")
 
 
-def test_plain_ddp_on_two_ranks_has_the_losses_and_weights_of_one_process(settings, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main([str(settings), f"train.output_dir={one}", *batch(4)]) == 0
-    launch(TORCHRUN, settings, f"train.output_dir={two}", *batch(2))
+def test_plain_ddp_on_two_ranks_has_the_losses_and_weights_of_one_process(two_ranks, alone):
+    two = two_ranks[1] / "ddp"
     for key in ("loss", "lm", "contrastive", "grad_norm", "eval_loss"):
-        assert lines(two, key) == pytest.approx(lines(one, key), rel=1e-4), key
+        assert lines(two, key) == pytest.approx(lines(alone, key), rel=1e-4), key
     after = final_weights(two)
-    for name, expected in final_weights(one).items():
+    for name, expected in final_weights(alone).items():
         torch.testing.assert_close(after[name], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -175,17 +176,13 @@ def test_the_deepspeed_launcher_tunes_the_whole_decoder_under_zero_3_as_one_proc
         torch.testing.assert_close(after[name], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_one_process_takes_a_step_under_zero_0_and_1(settings, tmp_path, stage):
-    how = (*batch(4), "train.max_steps=1", "train.eval_steps=0", f"train.deepspeed={stage}")
-    launch((), settings, f"train.output_dir={tmp_path / 'run'}", *how)
-    assert list(lines(tmp_path / "run")) == [1]
-
-
-def test_one_process_needs_no_launcher_for_zero_3_with_cached_features(settings, tmp_path):
+def test_one_process_needs_no_launcher_for_any_stage_of_zero_nor_for_cached_features(settings, tmp_path):
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     how = ["model.preset=stage1", "model.learning_rate.llm=0", *batch(4)]
     assert train.main([str(settings), f"train.output_dir={plain}", *how]) == 0
-    sharding = ("train.deepspeed=3", "train.cache_vision_features=true")
-    launch((), settings, f"train.output_dir={sharded}", *how, *sharding)
+    short = (*batch(4), "train.max_steps=1", "train.eval_steps=0", "data.eval_path=[]")
+    runs = {tmp_path / str(stage): (*short, f"train.deepspeed={stage}") for stage in (0, 1)}
+    runs[sharded] = (*how, "train.deepspeed=3", "train.cache_vision_features=true")
+    launch_several((), settings, runs)
+    assert all(list(lines(tmp_path / str(stage))) == [1] for stage in (0, 1))
     assert lines(sharded) == pytest.approx(lines(plain), rel=1e-4)

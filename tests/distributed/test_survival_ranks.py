@@ -75,6 +75,12 @@ def test_ranks_that_see_different_disks_are_named_before_anything_is_loaded(by_r
         assert not facts["left"]
 
 
+def test_all_ranks_stop_together_when_one_cannot_read_its_data_or_loses_a_worker(by_rank):
+    first, second = (facts["one step"] for facts in by_rank)
+    assert len(first) == 2 and all("another rank" in said for said in first)
+    assert "pyproject.toml" in second[0] and "signal: Aborted" in second[1]
+
+
 def test_what_one_rank_cannot_read_in_a_validation_stops_all_with_the_step_saved(by_rank):
     for rank, facts in enumerate(by_rank):
         facts = facts["unreadable validation"]
