@@ -127,6 +127,15 @@ def test_a_template_without_eos_gets_one_after_every_answer_and_labels_stop_ther
     assert "a red square</s> USER: where" in text and text.endswith("left</s>")
 
 
+def test_an_unknown_last_word_is_not_taken_for_the_end_of_an_answer(tiny_llava):
+    """The unknown token is special too, and so are BOS and padding, but no template ends a turn with them."""
+    processor = AutoProcessor.from_pretrained(tiny_llava)
+    processor.chat_template = LLAVA15_TEMPLATE
+    chat = SequenceEncoder(processor, template="chat", prompt="", max_length=256, max_caption_length=64)
+    sequence = chat.conversation_sequence([("user", "what ?"), ("assistant", "a xylophone")])
+    assert labelled_text(chat, sequence).split() == ["a", "<unk>", "</s>"]
+
+
 def test_a_prompt_of_the_plain_template_is_apart_from_the_caption(byte_level):
     plain = SequenceEncoder(byte_level, template="plain", prompt="what is it", max_length=256, max_caption_length=64)
     assert "what is it\na red square</s>" in plain.tokenizer.decode(plain.caption_sequence("a red square").ids)
