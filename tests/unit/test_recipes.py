@@ -1,6 +1,7 @@
 """Promises of configs/: every recipe of a paper's model holds the numbers of its sources, and every file is one that a
 script reads."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import yaml
 from transformers import AutoModelForImageTextToText
 
 from hacl.config import ConfigError, load_config
+from hacl.training import recipes
 from hacl.training.build import select_trainable
-from tests.tiny import build_tiny_model
+from scripts import dry_run_recipes
+from tests.tiny import build_tiny_model, write_tiny_records
 from tests.unit.test_reproduce import check_values, parsed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,3 +108,36 @@ def test_the_command_line_wins_over_a_file_of_options_and_a_wrong_key_is_named(t
     with pytest.raises(SystemExit):
         parsed("scripts/steer.py", ("fit", "--config", str(tmp_path / "wrong.yaml")))
     assert "unknown key 'metod'; did you mean 'method'?" in capsys.readouterr().err
+
+
+def test_every_training_recipe_is_planned_and_the_page_shows_what_the_plan_says():
+    """Run the command of docs/reproduce.md, and put its table between the marks of the page."""
+    content = json.loads((ROOT / "benchmarks/recipes_dry_run.json").read_text(encoding="utf-8"))
+    assert {row["recipe"] for row in content["recipes"]} == {recipe.name for recipe in recipes.find(ROOT / "configs")}
+    page = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
+    assert page.split("<!-- recipes -->")[1].strip() == recipes.table(content["recipes"])
+    for row in content["recipes"]:
+        config = load_config(ROOT / f"configs/{row['recipe']}.yaml", ["objective.form=in_place"])
+        stage = config.train.deepspeed
+        assert row["configured"] == ("none" if stage is None else f"zero{stage}"), row["recipe"]
+        assert row["samples"] == config.train.per_device_batch_size, row["recipe"]
+        assert min(row["gib_per_rank"].values()) > 0 and row["least_tflop"] <= row["tflop"]
+
+
+@pytest.mark.slow
+def test_a_recipe_is_planned_at_full_size_without_weights(tmp_path, capsys):
+    records = write_tiny_records(tmp_path / "records", 16)
+    out = tmp_path / "plan.json"
+    words = ["--records", records, "--images", records.parent, "--only", "minigpt4/stage2", "--out", out]
+    assert dry_run_recipes.main([str(word) for word in words]) == 0
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["recipes"]
+    parts = row["parts"]
+    assert parts["projector"][1] == row["trained"] == 768 * 4096 + 4096  # the map, and nothing of the Q-Former
+    assert parts["vision"] == [985_952_256, 0]
+    assert dry_run_recipes.main(["--table", str(out)]) == 0
+    assert "| `minigpt4/stage2` | captions |" in capsys.readouterr().out
+
+
+def test_a_recipe_that_is_not_there_is_named(capsys, tmp_path):
+    assert dry_run_recipes.main(["--records", str(tmp_path), "--images", str(tmp_path), "--only", "minigpt5"]) == 2
+    assert "no training recipe 'minigpt5'; there are llava15_7b/posthoc" in capsys.readouterr().err
