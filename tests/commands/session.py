@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chat_server import completion
 from tests.commands import answers, models, world
 from tests.commands.collect import ROOT, Command
 from tests.commands.inputs import PAGES, Page
@@ -29,7 +30,7 @@ REPOSITORY = (
     ".venv",
 )  # links to these
 PLACES = ("--out", "--output", "--json", "--items")  # options that name what a command must leave behind
-LIMIT = 240  # seconds that a page may be silent
+LIMIT = 420  # seconds that a command may take
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ class WarmPython:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
+
+
+def judge(body: dict, asked: int) -> dict:
+    """What the server of the tests says to a judge's request: in the form that each kind of judge is asked for."""
+    return completion("safe" if "guard" in body["model"].lower() else "Rating: 5 [[A=B]]")
 
 
 def substituted(command: Command) -> str:

@@ -56,6 +56,7 @@ STREAMED = "python train.py configs/llava15_7b/stage1.yaml data.stream=true trai
 SETUP = "installs packages: needs a package index"
 NETWORK = "needs a network"
 SLURM = "needs SLURM"
+GPUS = "needs GPUs for hours; docs/training.md has every launcher, and test_documents.py loads the configuration"
 SERVER = "starts a server that waits for requests"
 LONG = "takes minutes to hours at its only size"
 TESTS = "runs the tests themselves"
@@ -68,10 +69,17 @@ SUBSTITUTIONS = (
     Substitution(r"--num_gpus[ =]8", "--num_gpus 2", "two ranks on a CPU"),
     Substitution(r"--nodes 2 --head node0:29500", "--nodes 1 --per-node 2 --restarts 0", "two ranks of one machine"),
     Substitution(r"https?://(api\.openai\.com|localhost:8000)/v1", "$CHAT_URL", "a server of the tests' own"),
+    Substitution(r"--select predicts:dog --mode free", "--mode free", "random words never name a dog"),
+    Substitution(r"gpt-4o --dry-run", "gpt-4o", "the next command reads the reviews", page="docs/reproduce.md"),
+    Substitution(r"--layers 10-20", "--layers 10-11", "two layers"),
+    Substitution(r"--alphas 0\.5 1 1?\.?5? ?2 (2\.5|4)", "--alphas 1", "one strength"),
+    Substitution(r"--continuation 100", "--continuation 4", "random weights never end a sentence"),
+    Substitution(r"--check-batching 64", "--check-batching 4", "few questions"),
     Substitution(r"--preset llava15_7b --device cuda", "--preset small --device cpu", "no GPU"),
     Substitution(r"--size \d+", "--size 24", "few scenes"),
     Substitution(r"--benchmarks 100", "--benchmarks 8", "few questions"),
     Substitution(r"--max-new-tokens \d+", "--max-new-tokens 4", "random weights never end a sentence"),
+    Substitution(r"--set hidden=\d+", "--set hidden=8", "few rows"),
     Substitution(r"--k \d+", "--k 8", "few pairs"),
     Substitution(r" -k \d+", " -k 2", "few states: two concepts"),
     Substitution(r"--pope-images \d+", "--pope-images 4", "few questions"),
@@ -91,6 +99,7 @@ APPENDED = (
         unless="train.output_dir=|--dry-run",
     ),
     Appended(r"evaluate\.py --model", "--max-new-tokens 4", "four words"),
+    Appended(r"(compare|extract)\b.* --config configs/", "--model llava-1.5-7b-hf", "a hub id is in that file"),
     Appended(r"diagnose\.py ", "--draws 10 --limit 8", "few records, few bootstrap draws"),
     Appended(r"compare\.py (run )?--original", "-k 2", "few states: two concepts", unless=" -k "),
     Appended(r"compare\.py (run )?--original", "--max-new-tokens 2 --bootstrap 10 --controls 2", "sizes of seconds"),
@@ -99,6 +108,7 @@ APPENDED = (
     Appended(r"compare\.py (run )?--original", "--alphas 1 --policies all --behaviour-layers 9", "one setting"),
     Appended(r"steer\.py sweep", "--max-new-tokens 2 --draws 20", "sizes of seconds"),
     Appended(r"steer\.py sweep", "--alphas 1", "one strength", unless="--alphas"),
+    Appended(r"steer\.py fit .*--method l2s", "--set hidden=8", "few rows", unless="--set hidden"),
     Appended(r"steer\.py (flexac|curve)", "--k 8", "few pairs", unless="--k "),
     Appended(r"steer\.py generate", "--max-new-tokens 4", "four words"),
     Appended(r"steer\.py curve", "--max-new-tokens 4 --dial -1 0 1 --draws 20 --pope-images 4", "sizes of seconds"),
@@ -149,6 +159,13 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/playground.md", "pip install", SETUP),
     NotRun("docs/playground.md", "python scripts/playground.py", SERVER),
     NotRun("docs/playground.md", "python -m tests.playground_pictures", SERVER),
+    NotRun("docs/reproduce.md", "python scripts/dry_run_recipes.py", LONG),
+    NotRun("docs/reproduce.md", "python scripts/make_random_llava.py", "as in docs/scale.md"),
+    NotRun("docs/reproduce.md", "python train.py configs/llava15_7b/stage1.yaml --dry-run", "as in docs/scale.md"),
+    NotRun("docs/reproduce.md", "torchrun", GPUS),
+    NotRun("docs/reproduce.md", "deepspeed", GPUS),
+    NotRun("docs/reproduce.md", "python train.py configs/", GPUS),
+    NotRun("docs/reproduce.md", "python scripts/export.py", "exports what the runs above leave; as in docs/export.md"),
     NotRun("docs/scale.md", "sbatch", SLURM),
     NotRun("docs/smol.md", ".venv/bin/python -m pip", SETUP),
     NotRun("docs/smol.md", "python scripts/smol.py", WHEELS),

@@ -6,9 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chat_server import ChatServer, completion
+from tests.chat_server import ChatServer
 from tests.commands.collect import commands_of
-from tests.commands.session import WarmPython, run_page
+from tests.commands.session import WarmPython, judge, run_page
 
 
 def main(names: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(names: list[str]) -> int:
     warm = WarmPython(folder)
     wrong = 0
     try:
-        with ChatServer(lambda body, asked: completion("Rating: 5")) as chat:
+        with ChatServer(judge) as chat:
             for name in names:
                 page = folder / name.replace("/", "-")
                 for outcome in run_page(name, commands_of(name), page, warm, {"CHAT_URL": chat.url}):

@@ -12,10 +12,10 @@ import subprocess
 
 import pytest
 
-from tests.chat_server import ChatServer, completion
+from tests.chat_server import ChatServer
 from tests.commands.collect import ROOT, commands_of, hidden_commands, pages, words_of
 from tests.commands.inputs import PAGES
-from tests.commands.session import WarmPython, run_page
+from tests.commands.session import WarmPython, judge, run_page
 from tests.commands.table import APPENDED, NOT_RUN, STATUS, SUBSTITUTIONS, not_run
 from tests.unit.test_documents import script_call
 from tests.unit.test_reproduce import parsed
@@ -25,11 +25,6 @@ ALL = [command for commands in COMMANDS.values() for command in commands]
 RUN = {page: [c for c in commands if not not_run(c)] for page, commands in COMMANDS.items()}
 CORE = [page for page in RUN if RUN[page] and PAGES[page].core]
 OTHERS = [page for page in RUN if RUN[page] and not PAGES[page].core]
-
-
-def judge(body, asked):
-    """What the server of the tests says to every question of a judge."""
-    return completion("Rating: 5")
 
 
 @pytest.fixture(scope="module")
