@@ -64,7 +64,7 @@ def records(family: Family, folder) -> list[Record]:
     ]
     if family.template == "chat":
         turns = ("<image>\n<image>\nwhich is large ?", "the left", "and <image> ?", "no")
-        made.append(record("several", ("1.png", "0.png", "1.png"), turns=turns))
+        made.append(record("several", ("1.png", "0.png", "0.png"), turns=turns))
     return made
 
 
@@ -114,13 +114,24 @@ class Case:
                 return len(ids) - 1
         return 0
 
+    def images_of(self, ids: list[int], shown: list[int]) -> list[dict[str, Tensor]]:
+        """The images of the sample that a sequence belongs to, in the order of its record."""
+        if not shown:
+            return []
+        owners = [sample for sample in self.samples for _ in sample.pixels]
+        sample = owners[shown[0]]
+        sequences = [sample.generation, *sample.hallucinated_generations, *filter(None, [sample.image_root])]
+        branch = sample.generation.ids[: len(ids) - 1] + self.encoder.eos
+        assert ids in [*(sequence.ids for sequence in sequences), branch]
+        return sample.pixels
+
     def alone(self, row: int, columns: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) states of one sequence in the stock model: after the final norm, and what block LAYER + 1 reads."""
         ids = self.batch["input_ids"][row, columns][None]
         source = self.batch["image_source"][row, columns]
         shown = self.batch["image_tokens"][source[source >= 0]].unique_consecutive()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        images = [self.images[image] for image in shown]
+        images = self.images_of(ids[0].tolist(), shown.tolist())
         if not images and not self.family.facts.text_alone:
             images = [self.encoder.images.blank()]  # which no token shows
         if images:
