@@ -9,6 +9,7 @@ Shapes: I images, F image tokens of all images of a batch, in order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from hacl.data.labels import Spans
+from hacl.data.literal import OPEN
 
 Pixels = dict[str, Tensor]
 BLANK = (32, 32)  # (width, height) of the image that stands in a batch without one
@@ -35,7 +39,8 @@ class ImageFormat:
     depend on what the text asks; token_types: inputs with one value
     per token that the stock forward pass needs: in an image what the processor gives, elsewhere 0 up to the answer and
     then `answer_type`; islands: which tokens see each other in both directions: those of type 1 of one image ("image")
-    or of all images of a sequence ("images"), or all before the answer ("prompt"); "" for none.
+    or of all images of a sequence ("images"), or all before the answer ("prompt"); "" for none; around: text that the
+    processor writes before and after an image, which tokenizers may join with the text there.
     """
 
     names: tuple[str, ...] = ("pixel_values",)
@@ -48,6 +53,7 @@ class ImageFormat:
     token_types: tuple[str, ...] = ()
     answer_type: int = 0
     islands: str = ""
+    around: tuple[str, str] = ("", "")
 
     def bos(self, processor: Any) -> list[int]:
         """What texts begin with."""
@@ -56,7 +62,7 @@ class ImageFormat:
 
     def mark_ids(self, processor: Any) -> list[int]:
         """Tokens of the mark of an image, which a chat template writes and `written` replaces."""
-        return processor.tokenizer(self._mark(processor), add_special_tokens=False)["input_ids"]
+        return processor.tokenizer(self.mark_text(processor), add_special_tokens=False)["input_ids"]
 
     def token_id(self, processor: Any) -> int:
         """The token that carries image features."""
@@ -68,7 +74,7 @@ class ImageFormat:
         """What the processor writes in place of the mark of an image of this (width, height): markers, tokens of rows
         and columns, line ends and all. count: of the images in the text."""
         blank = Image.new("RGB", size)
-        made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
+        made = processor(images=[[blank]], text=[self.mark_text(processor)], add_special_tokens=False)
         return self._of_image(processor, made["input_ids"][0])
 
     def written_types(self, processor: Any, size: tuple[int, int]) -> dict[str, list[int]]:
@@ -76,7 +82,7 @@ class ImageFormat:
         if not self.token_types:
             return {}
         blank = Image.new("RGB", size)
-        made = processor(images=[[blank]], text=[self._mark(processor)], add_special_tokens=False)
+        made = processor(images=[[blank]], text=[self.mark_text(processor)], add_special_tokens=False)
         return {name: self._of_image(processor, made[name][0]) for name in self.token_types}
 
     def _of_image(self, processor: Any, values: Sequence[int]) -> list[int]:
@@ -106,7 +112,8 @@ class ImageFormat:
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
         return torch.cat([_padded(tensor, largest) for tensor in tensors])
 
-    def _mark(self, processor: Any) -> str:
+    def mark_text(self, processor: Any) -> str:
+        """What a chat template writes for an image."""
         return processor.image_token if self.mark is None else self.mark
 
 
@@ -127,7 +134,7 @@ class OneVisionFormat(ImageFormat):
         if count == 1:
             return super().written(processor, size)
         blank = Image.new("RGB", size)
-        text = self._mark(processor) * 2
+        text = self.mark_text(processor) * 2
         made = processor(images=[[blank, blank]], text=[text], add_special_tokens=False)
         ids = [int(token) for token in made["input_ids"][0]]
         return ids[: len(ids) // 2]
@@ -165,6 +172,14 @@ class Idefics2Format(ImageFormat):
 
     def written_behind_another(self, written: list[int]) -> list[int]:
         return written[1:]
+
+
+class Gemma3Format(ImageFormat):
+    """Image tokens between two markers; the blank lines around them are text."""
+
+    def _of_image(self, processor: Any, values: Sequence[int]) -> list[int]:
+        first = len(processor.tokenizer(self.around[0], add_special_tokens=False)["input_ids"])
+        return super()._of_image(processor, values[first : first + processor.image_seq_length + 2])
 
 
 class PaliGemmaFormat(ImageFormat):
@@ -214,7 +229,9 @@ FORMATS: dict[str, ImageFormat] = {
     "Qwen3VLProcessor": QWEN,
     "InternVLProcessor": ImageFormat(by_shape=True),
     "DeepseekVLProcessor": ImageFormat(),
-    "Gemma3Processor": ImageFormat(token="<image_soft_token>", token_types=("token_type_ids",), islands="image"),
+    "Gemma3Processor": Gemma3Format(
+        token="<image_soft_token>", token_types=("token_type_ids",), islands="image", around=("\n\n", "\n\n")
+    ),
     "PaliGemmaProcessor": PaliGemmaFormat(
         before_bos=True, token_types=("token_type_ids",), answer_type=1, islands="prompt"
     ),
@@ -304,6 +321,24 @@ class ImageText:
                 del self._found[next(iter(self._found))]
             self._found[key] = self.format.written(self.processor, size, count)
         return self._found[key]
+
+    def spaced(self, rendered: str, answers: Spans) -> tuple[str, Spans]:
+        """A rendering with the text that the processor writes around images, and where its answers then stand."""
+        before, after = self.format.around
+        if not before + after:
+            return rendered, answers
+        mark = self.format.mark_text(self.processor)
+        marks = [found.span() for found in re.finditer(f"(?<!{OPEN}){re.escape(mark)}", rendered)]
+
+        def moved(place: int) -> int:
+            return place + sum(len(before + after) for _, end in marks if end <= place)
+
+        pieces, done = [], 0
+        for start, end in marks:
+            pieces += [rendered[done:start], before, mark, after]
+            done = end
+        spaced = "".join([*pieces, rendered[done:]])
+        return spaced, [(moved(start), moved(end)) for start, end in answers]
 
     def islands(self, ids: Sequence[int], prompt: int) -> list[int]:
         """For each token of a sequence a number that it shares with those it sees in both directions, -1 for no other.

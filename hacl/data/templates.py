@@ -112,13 +112,14 @@ class SequenceEncoder:
         image: tokens of its image; needed where they depend on the image's shape.
         """
         if self.template == "plain":
-            head, spans = list(self.bos), []
+            before, after = self.images.format.around if with_image else ("", "")
+            head, spans = [*self.bos, *self._ids(before)], []
             if with_image:
                 written = self.images.ids() if image is None else image
                 start = 0 if self.images.format.before_bos else len(head)
                 head[start:start] = written
                 spans = [(start, start + len(written))]
-            head += self._ids(f"{self.prompt}\n" if self.prompt else "")
+            head += self._ids(f"{after}{self.prompt}\n" if self.prompt else after)
             tail = [*self._ids(caption), *self.eos] if answer else []
             ids, labels = head + tail, [False] * len(head) + [True] * len(tail)
             return self._truncate(EncodedSequence(ids, labels, spans))
@@ -134,7 +135,7 @@ class SequenceEncoder:
         they depend on its shape. Raises ValueError where answers cannot be located in the rendering.
         """
         messages = [{"role": role, "content": self._content(role, text)} for role, text in turns]
-        rendered, answers = self.chat.answers(messages)
+        rendered, answers = self.images.spaced(*self.chat.answers(messages))
         ids, places = self.literal.encode(rendered)
         ids, labels = label_answers(ids, places, answers, eos=self.eos[0], ends=self._ends)
         if turns[-1][0] == "assistant" and any(labels):  # what follows the last answer is white space
@@ -185,7 +186,8 @@ class SequenceEncoder:
         Raises ValueError where they depend on the question.
         """
         if self.template == "plain":
-            return [] if self.images.format.before_bos else self.bos
+            own = self.images.format
+            return [] if own.before_bos else [*self.bos, *self._ids(own.around[0])]
         asked = ("what ?", "where is it ?")
         mark = [self.images.mark_ids]
         found = [self.conversation_sequence([("user", f"{IMAGE_MARK}\n{words}")], mark) for words in asked]

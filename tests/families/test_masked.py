@@ -160,6 +160,62 @@ def test_islands_are_the_images_those_of_one_sequence_or_the_prompt(family, tmp_
         assert all(max(a) < min(b) for a, b in pairwise(places[n] for n in sorted(places)))
 
 
+# Gemma 3
+
+
+def newline_tokenizer(family):
+    """The words of the family's tokenizer, and a token for every run of line breaks, as in Gemma's vocabulary."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", "<start_of_turn>", "<end_of_turn>", *names.values()]
+    words += [chr(10) * count for count in range(1, 6)] + ["user", "model", *WORDS.split(), "a", "red", "square"]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\n+| +"), "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
+    special = dict(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special, extra_special_tokens=names)
+    tokenizer.add_tokens(["<start_of_turn>", "<end_of_turn>"], special_tokens=True)
+    return tokenizer
+
+
+TURNS = (
+    "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + "
+    "('model' if message['role'] == 'assistant' else message['role']) + '\n' }}{% for part in message['content'] %}"
+    "{{ '<start_of_image>' if part['type'] == 'image' else part['text'] | trim }}{% endfor %}{{ '<end_of_turn>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("family", ["gemma3"], indirect=True)
+@pytest.mark.parametrize("count", [1, 2])
+def test_line_breaks_around_gemma_images_join_those_of_the_template_as_in_the_stock_processor(family, count):
+    images = family.processor.image_processor
+    processor = type(family.processor)(images, newline_tokenizer(family), chat_template=TURNS, image_seq_length=4)
+    content = [{"type": "image"}] * count + [{"type": "text", "text": WORDS}]
+    turns = [{"role": "user", "content": content}]
+    turns.append({"role": "assistant", "content": [{"type": "text", "text": "a red square"}]})
+    text = processor.apply_chat_template(turns, tokenize=False)
+    stock = processor(images=[family.images[:count]], text=[text], add_special_tokens=False)["input_ids"][0]
+    encoder = SequenceEncoder(processor, template="chat", prompt=WORDS, max_length=99, max_caption_length=9)
+    marks = "<image>" * count
+    sequence = encoder.conversation_sequence([("user", marks + WORDS), ("assistant", "a red square")])
+    kept = len(sequence.ids)
+    assert sequence.ids == stock[:kept] and stock[kept:] == processor.tokenizer.convert_tokens_to_ids([chr(10)])
+    tokens = processor.tokenizer.convert_ids_to_tokens(sequence.ids)
+    assert tokens[2:5] == ["user", chr(10) * 3, "<start_of_image>"] and len(sequence.image_spans) == count
+    assert [tokens[t] for t, is_label in enumerate(sequence.is_label) if is_label] == [
+        "a", "red", "square", "<end_of_turn>",
+    ]  # fmt: skip
+    plain = SequenceEncoder(processor, template="plain", prompt=WORDS, max_length=99, max_caption_length=9)
+    text = f"<bos><start_of_image>{WORDS}{chr(10)}"
+    stock = processor(images=[family.images[:1]], text=[text], add_special_tokens=False)["input_ids"][0]
+    sequence = plain.caption_sequence("a", answer=False)
+    assert sequence.ids == stock and sequence.ids[: sequence.image_spans[0][0]] == plain.image_prefix
+
+
 # PaliGemma
 
 
