@@ -11,10 +11,10 @@ To add a family, let FAMILY be the name of its tiny model in `tests/families`:
    `LM_HEAD`, and with the names of the images' tensors (`inputs`). `tests/families/facts.py` has all of them. Every
    parameter must lie in exactly one group.
 3. What is special: `image_embeddings` where `get_image_features` is not enough; `merge` where features do not take the
-   place of embeddings; `attention` where image tokens see each other, `positions` (with `own_positions = True`) where
-   rotary positions have several axes, `decoder_inputs` for further keywords of the decoder; `unread` for modules that
-   no loss reaches. `SplitAdapter` is for a tower and a projector that are two calls with one number of tokens: then
-   features of a frozen tower can be cached.
+   place of embeddings; `MaskedAdapter` and `ImageFormat.islands` where tokens see later ones, `positions` (with
+   `own_positions = True`) where rotary positions have several axes, `decoder_inputs` for further keywords of the
+   decoder; `unread` for modules that no loss reaches. `SplitAdapter` is for a tower and a projector that are two calls
+   with one number of tokens: then features of a frozen tower can be cached.
 4. Say in the class's docstring what is exact: what a sequence sees before its image, the kind of attention, the
    positions, and which token's state `image_pool=last` reads (the last of all that is written for the image).
 5. Register the class in `FAMILIES` and take FAMILY from `NOT_YET` in `tests/families/test_packed.py`, which holds the

@@ -78,6 +78,6 @@ class PaliGemmaAdapter(_SiglipAdapter):
         if attention is None:
             rows, tokens, _ = inputs_embeds.shape
             segments_RT = torch.ones(rows, tokens, dtype=torch.long, device=inputs_embeds.device)
-            batch = {"segment_ids": segments_RT, "position_ids": position_ids, "image_source": -segments_RT}
+            batch = {"segment_ids": segments_RT, "position_ids": position_ids, "islands": -segments_RT}
             attention = self.attention(batch, inputs_embeds.dtype)
         return super().decode(inputs_embeds, attention, position_ids, layer, **further)
