@@ -18,6 +18,7 @@ from hacl.data.records import Record, read_records
 from hacl.data.sources import Limited, Source, open_source
 from hacl.data.templates import SequenceEncoder
 from hacl.models.adapters import Adapter, find_adapter
+from hacl.models.families import FAMILIES
 from hacl.training.runtime import local_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -66,7 +67,7 @@ def load_backbone(model: ModelConfig) -> nn.Module:
     check_model_path(model.path)
     options = {}
     if model.load_in_4bit:
-        options = {"quantization_config": _four_bit(), "device_map": {"": local_device()}}
+        options = {"quantization_config": _four_bit(model), "device_map": {"": local_device()}}
     return AutoModelForImageTextToText.from_pretrained(
         model.path,
         revision=model.revision,
@@ -77,21 +78,24 @@ def load_backbone(model: ModelConfig) -> nn.Module:
     )
 
 
-def _four_bit():
+def _four_bit(model: ModelConfig):
+    """Four bits for the decoder's linear layers alone."""
     import importlib.util
 
-    from transformers import BitsAndBytesConfig
+    from transformers import AutoConfig, BitsAndBytesConfig
 
     if not torch.cuda.is_available():
         raise ConfigError("model.load_in_4bit needs a CUDA device; set it to false on a CPU")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("model.load_in_4bit needs the package bitsandbytes: pip install bitsandbytes")
+    family = FAMILIES.get(AutoConfig.from_pretrained(model.path, revision=model.revision).model_type, Adapter)
+    outside = (*family.VISION, *family.CONNECTOR)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+        llm_int8_skip_modules=[*(path.rsplit(".", 1)[-1] for path in outside), "lm_head"],
     )
 
 

@@ -108,6 +108,7 @@ def build_dpo_trainer(
     encoder = build.build_encoder(
         processor, DataConfig(template=settings.template, prompt=settings.prompt, max_length=settings.max_length)
     )
+    check_inputs(policy, encoder)
     micro = settings.batch_size * arguments.world_size
     pairs = plan_pairs(
         records,
@@ -181,6 +182,16 @@ def _trainer_class():
                 self.model.load_state_dict(saved.state_dict())
 
     return ResumingTrainer
+
+
+def check_inputs(policy, encoder) -> None:
+    """Refuse a family whose stock forward pass needs more than the `PreferenceCollator` gives. Raises ValueError."""
+    adapter = build.find_adapter(policy)
+    if adapter.inputs != ("pixel_values",) or not adapter.is_split or encoder.images.format.token_types:
+        raise ValueError(
+            f"DPO gives a model token ids and pixel_values alone; {adapter.model.config.model_type} needs more"
+            ". Train it with train.py and objective.likelihood_margin_weight instead"
+        )
 
 
 def _stay_in_eval_mode(tower: nn.Module, inputs: Any) -> None:
