@@ -154,7 +154,9 @@ def result_of(run: Path, steps: int) -> tuple[dict[str, str], list[str], dict]:
     files = sorted(last.rglob("*.safetensors"))
     hashes = {file.relative_to(last).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     names = ("step", "loss", "grad_norm", "lm", "contrastive", "eval_loss")
-    losses = [" ".join(repr(row[name]) for name in names if name in row) for row in rows_of(run)]
+    # The line with the rates of a process is left out: one that finds no step to make has none.
+    rows = [row for row in rows_of(run) if "loss" in row or "eval_loss" in row]
+    losses = [" ".join(repr(row[name]) for name in names if name in row) for row in rows]
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     kept = {name: value for name, value in result["metrics"].items() if name.startswith(("eval_", "train_loss"))}
     return hashes, losses, {**result, "metrics": kept}
