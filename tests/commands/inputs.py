@@ -83,8 +83,8 @@ PAGES: dict[str, Page] = {
             "images": "pictures",
             "runs/pocket-full/world": "pictures",
             "hallucinated.jsonl": "records",
-            "test.jsonl": "records",
-            "validation.jsonl": "other_records",
+            "test.jsonl": "test_records",
+            "validation.jsonl": "validation_records",
             "fit.jsonl": "records",
             "cache/pocket/BASE": "model",
         },
@@ -236,8 +236,8 @@ PAGES: dict[str, Page] = {
             "vdat.jsonl": "creation",
             "creation.jsonl": "creation",
             "creation": "pictures",
-            "coco-test.jsonl": "records",
-            "coco-val.jsonl": "other_records",
+            "coco-test.jsonl": "test_records",
+            "coco-val.jsonl": "validation_records",
             "llava_safety.pt": "network",
             "models/ViT-L-14-quickgelu": "clip",
         },
@@ -247,7 +247,7 @@ PAGES: dict[str, Page] = {
         ),
     ),
     "docs/safety_steering.md": Page(inputs={"MODEL": "model", "data": "mm_safety"}),
-    "docs/scale.md": Page(inputs={"exports/stage1": "model", "captions.jsonl": "records"}),
+    "docs/scale.md": Page(inputs={"llava-hf/llava-1.5-7b-hf": "model", "captions.jsonl": "records"}),
     "docs/scoring.md": Page(
         inputs={
             "answers.jsonl": "pope_answers",
@@ -262,7 +262,6 @@ PAGES: dict[str, Page] = {
             "mme_answers.jsonl": "mme_answers",
             "scores.jsonl": "sugarcrepe_scores",
         },
-        core=True,
     ),
     "docs/scoring_amber.md": Page(
         inputs={

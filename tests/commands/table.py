@@ -76,7 +76,8 @@ SUBSTITUTIONS = (
     Substitution(r"--continuation 100", "--continuation 4", "random weights never end a sentence"),
     Substitution(r"--check-batching 64", "--check-batching 4", "few questions"),
     Substitution(r"--preset llava15_7b --device cuda", "--preset small --device cpu", "no GPU"),
-    Substitution(r"--size \d+", "--size 24", "few scenes"),
+    Substitution(r"--size (200|300)", "--size 8", "few scenes"),
+    Substitution(r"--size 3000", "--size 24", "few scenes"),
     Substitution(r"--benchmarks 100", "--benchmarks 8", "few questions"),
     Substitution(r"--max-new-tokens \d+", "--max-new-tokens 4", "random weights never end a sentence"),
     Substitution(r"--set hidden=\d+", "--set hidden=8", "few rows"),
@@ -126,7 +127,7 @@ APPENDED = (
         "sizes of seconds",
     ),
     Appended(r"bench_steering\.py", "--batch 1 --new 2 --rounds 2", "sizes of seconds"),
-    Appended(r"count_traffic\.py", "--width 64", "sizes of seconds"),
+    Appended(r"count_traffic\.py", "--width 128", "sizes of seconds"),
     Appended(r"fault_injection\.py", "--kills 1 --world-sizes 1 --steps 4 --save-every 2", "one kill of fifty"),
     Appended(r"pocket\.py quickstart", "--smoke --workers 1 --bases 200", "hardly trained, one base"),
 )

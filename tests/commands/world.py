@@ -100,6 +100,16 @@ def other_records(path: Path) -> None:
     _with_pictures(path, [record(number) for number in range(COUNT, 2 * COUNT)])
 
 
+def validation_records(path: Path) -> None:
+    """Half of those."""
+    _with_pictures(path, [record(number) for number in range(COUNT, COUNT + COUNT // 2)])
+
+
+def test_records(path: Path) -> None:
+    """The other half."""
+    _with_pictures(path, [record(number) for number in range(COUNT + COUNT // 2, 2 * COUNT)])
+
+
 def plain_captions(path: Path) -> None:
     _with_pictures(path, [record(number, hallucinated=False) for number in range(COUNT)])
 
