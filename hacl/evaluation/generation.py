@@ -79,11 +79,15 @@ class Generator:
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         shown = {_name(image): image for image in images if image is not None}  # one read for all rows of an image
         opened = {name: open_image(image) for name, image in shown.items()}
-        tensors = {name: self.encoder.images.tensors(image) for name, image in opened.items()}
-        rows = []
+        tensors, rows = {}, []
         for image, prompt in zip(images, prompts, strict=True):
-            row = self._prompt(prompt, None if image is None else opened[_name(image)])
-            rows.append(row if image is None else replace(row, image=tensors[_name(image)]))
+            if image is None:
+                rows.append(self._prompt(prompt, None))
+                continue
+            key = _name(image), prompt if self.encoder.images.format.reads_prompt else None
+            if key not in tensors:
+                tensors[key] = self.encoder.images.tensors(opened[key[0]], prompt=prompt)
+            rows.append(replace(self._prompt(prompt, opened[key[0]]), image=tensors[key]))
         inputs = left_padded(rows, self.pad, self.encoder.images)
         numbers = self.model.dtype
         return {name: x.to(device, numbers if x.is_floating_point() else x.dtype) for name, x in inputs.items()}

@@ -102,7 +102,7 @@ class RowEncoder:
         row = EncodedRow(ids, prompt, self._end(ids, prompt), places)
         row.per_token = images.token_types(len(ids), found.image_spans, [size], prompt)
         if pixels and sample.image is not None:
-            row.inputs = images.tensors(load_image(Path(sample.image)))
+            row.inputs = images.tensors(load_image(Path(sample.image)), prompt=sample.prompt)
         return row
 
     def _prompt(self, sample: Sample, pixels: bool) -> EncodedRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 GROUPS = {
@@ -32,6 +33,13 @@ GROUPS = {
 }
 TEXT_ONLY = tuple(name for name, group in GROUPS.items() if group == "text_only")
 MULTIMODAL = tuple(name for name in GROUPS if name not in TEXT_ONLY)
+
+CORE = ("llava_next", "smolvlm", "qwen3_vl", "gemma3", "instructblip")  # that differ the most
+
+
+def chosen() -> tuple[str, ...]:
+    """Families that the slow tests run: those of CORE, all with HACL_ALL_FAMILIES=1."""
+    return MULTIMODAL if os.environ.get("HACL_ALL_FAMILIES") else CORE
 
 
 def build(name: str, folder: str | Path, seed: int = 0) -> Path:
