@@ -155,8 +155,9 @@ def test_a_request_to_stop_ends_caching_after_a_shard(run, monkeypatch, tmp_path
     caches.prepare(config, inputs, model, StopRequest())
     seen = []
     monkeypatch.setattr("hacl.training.run.caches.prepare", lambda *given: seen.append(given) or caches.Stores())
-    build_trainer(config, stop)
-    assert seen[0][3] is stop, "the request of a run reaches its caches"
+    later = StopRequest()
+    build_trainer(config, later)
+    assert seen[0][3] is later, "the request of a run reaches its caches"
 
     def leave(config, stop):
         raise Stopped(type(stop).__name__, 0, saved=False)

@@ -97,7 +97,10 @@ def queues(*models):
 def test_a_rank_without_data_left_goes_on_with_batches_of_no_samples(tiny_llava, tmp_path, monkeypatch):
     model, batches, _ = case(tiny_llava, tmp_path)
     trainer = bare_trainer(model, cached=True, collate=PackedCollator(encoder_of(tiny_llava), model.objective))
-    another = "hacl.training.trainer.Gather.agree", lambda _, *mine, device: [[*mine], [3, 5, *[0] * len(mine[2:])]]
+    another = (
+        "hacl.training.trainer.Gather.agree",
+        lambda _, *mine, device: [[*mine], [0, 0, 3, 5, *[0] * len(mine[4:])]],
+    )
     monkeypatch.setattr(*another)
     found, labels = trainer.get_batch_samples(iter(batches[:1]), 3, torch.device("cpu"))
     assert [len(batch["sample_index"]) for batch in found] == [3, 0, 0] and labels > 5
