@@ -207,13 +207,14 @@ PAGES: dict[str, Page] = {
     "docs/pocket.md": Page(),
     "docs/reproduce.md": Page(
         inputs={
-            **{name: "pictures" for name in ("val2014", "train2014", "val2017", "LLaVA-Pretrain", "COCO", "VLGuard")},
+            **{
+                name: "pictures"
+                for name in ("val2014", "train2014", "val2017", "LLaVA-Pretrain", "COCO", "VG", "VLGuard")
+            },
             **{f"exports/{name}": "model" for name in ("hacl", "control")},
             "exports/contrastive": "other_model",
             "llava-1.5-7b-hf": "model",
-            "runs/shift-colour": "other_model",
-            "runs/shift-colour/checkpoint-100": "third_model",
-            "runs/shift-colour/checkpoint-200": "other_model",
+            "vg-colour.jsonl": "records",
             "vicuna-7b-v1.5": "language_model",
             "vicuna-7b-v1.1": "language_model",
             "openai/clip-vit-large-patch14-336": "vision_tower",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +61,8 @@ class WarmPython:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.place = Path(tempfile.mkdtemp())  # the name of a socket must be short
+        socket = self.place / "socket"
         self.programs = folder / "programs"
         self.programs.mkdir()
         client = ROOT / "tests" / "commands" / "client.py"
@@ -68,7 +72,7 @@ class WarmPython:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("HACL_", "PYTEST", "COV_"))},
             "PATH": f"{self.programs}:{os.environ['PATH']}",
-            "WARM_PYTHON": str(folder / "socket"),
+            "WARM_PYTHON": str(socket),
             "WARM_CLIENT": str(self.programs / "python"),
             "PYTHON_EXEC": str(self.programs / "python"),
             "PYTHONPATH": str(ROOT),
@@ -78,11 +82,11 @@ class WarmPython:
             "MPLBACKEND": "Agg",
         }
         self.log = (folder / "warm.log").open("w")
-        words = [sys.executable, str(ROOT / "tests/commands/warm.py"), str(folder / "socket")]
+        words = [sys.executable, str(ROOT / "tests/commands/warm.py"), str(socket)]
         self.process = subprocess.Popen(
             words, stdout=self.log, stderr=self.log, env=self.environment, start_new_session=True
         )
-        while not (folder / "socket").exists():
+        while not socket.exists():
             if self.process.poll() is not None:
                 raise RuntimeError((folder / "warm.log").read_text())
             time.sleep(0.05)
@@ -96,6 +100,7 @@ class WarmPython:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
+        shutil.rmtree(self.place)
 
 
 def judge(body: dict, asked: int) -> dict:

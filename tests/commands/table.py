@@ -71,6 +71,7 @@ SUBSTITUTIONS = (
     Substitution(r"https?://(api\.openai\.com|localhost:8000)/v1", "$CHAT_URL", "a server of the tests' own"),
     Substitution(r"--select predicts:dog --mode free", "--mode free", "random words never name a dog"),
     Substitution(r"gpt-4o --dry-run", "gpt-4o", "the next command reads the reviews", page="docs/reproduce.md"),
+    Substitution(r"checkpoint-(1|2)00", r"checkpoint-\1", "a run of two steps"),
     Substitution(r"--layers 10-20", "--layers 10-11", "two layers"),
     Substitution(r"--alphas 0\.5 1 1?\.?5? ?2 (2\.5|4)", "--alphas 1", "one strength"),
     Substitution(r"--continuation 100", "--continuation 4", "random weights never end a sentence"),
@@ -93,6 +94,7 @@ SUBSTITUTIONS = (
 
 APPENDED = (
     Appended(r"\btrain\.py |launch_nodes\.sh", SMALL, "two small steps"),
+    Appended(r"train\.py configs/llava15_7b/stage2_lora", "train.save_steps=1", "both checkpoints are compared"),
     Appended(
         r"train\.py |launch_nodes\.sh",
         "train.output_dir=runs/line-{line}",
@@ -109,7 +111,7 @@ APPENDED = (
     Appended(r"compare\.py (run )?--original", "--alphas 1 --policies all --behaviour-layers 9", "one setting"),
     Appended(r"steer\.py sweep", "--max-new-tokens 2 --draws 20", "sizes of seconds"),
     Appended(r"steer\.py sweep", "--alphas 1", "one strength", unless="--alphas"),
-    Appended(r"steer\.py fit .*--method l2s", "--set hidden=8", "few rows", unless="--set hidden"),
+    Appended(r"steer\.py fit .*(--method l2s|_fit\.yaml)", "--set hidden=8", "few rows", unless="--set hidden"),
     Appended(r"steer\.py (flexac|curve)", "--k 8", "few pairs", unless="--k "),
     Appended(r"steer\.py generate", "--max-new-tokens 4", "four words"),
     Appended(r"steer\.py curve", "--max-new-tokens 4 --dial -1 0 1 --draws 20 --pope-images 4", "sizes of seconds"),
@@ -165,7 +167,7 @@ NOT_RUN: tuple[NotRun, ...] = (
     NotRun("docs/reproduce.md", "python train.py configs/llava15_7b/stage1.yaml --dry-run", "as in docs/scale.md"),
     NotRun("docs/reproduce.md", "torchrun", GPUS),
     NotRun("docs/reproduce.md", "deepspeed", GPUS),
-    NotRun("docs/reproduce.md", "python train.py configs/", GPUS),
+    NotRun("docs/reproduce.md", "python train.py configs/minigpt4", GPUS),
     NotRun("docs/reproduce.md", "python scripts/export.py", "exports what the runs above leave; as in docs/export.md"),
     NotRun("docs/scale.md", "sbatch", SLURM),
     NotRun("docs/smol.md", ".venv/bin/python -m pip", SETUP),

@@ -30,11 +30,17 @@ def objects(number: int) -> list[str]:
 
 
 def captions(number: int) -> list[str]:
+    """Two captions; the first, by turns, with a colour or none, and with "man" or "person"."""
     colour, thing, other, place = facts(number)
-    third = objects(number)[2]
+    first = [
+        f"a {colour} {thing} stands",
+        f"a {thing} stands",
+        f"a man has a {colour} {thing}",
+        f"a person has a {thing}",
+    ]
     return [
-        f"a {colour} {thing} stands on the {place} of a {other}",
-        f"there is one {other} and a {thing} near a {third}",
+        f"{first[number % 4]} on the {place} of a {other}",
+        f"there is one {other} and a {thing} near a {objects(number)[2]}",
     ]
 
 
@@ -126,9 +132,9 @@ def dialogues(path: Path) -> None:
     for number in range(4 * COUNT):
         colour, thing, _, _ = facts(number % COUNT)
         asked = [
-            (f"is the {thing} red ?", "yes" if number % 2 else "no"),
-            (f"how many things like a {thing} are there ?", "1" if number % 3 else "3"),
-            (f"what colour is the {thing} ?", "white" if number % 2 else "black"),
+            (f"is the {thing} red ?", "yes" if number // 3 % 2 else "no"),
+            (f"how many things like a {thing} are there ?", "1" if number // 3 % 2 else "3"),
+            (f"what colour is the {thing} ?", "white" if number // 3 % 2 else "black"),
         ][number % 3]
         turns = [{"role": "user", "content": f"<image>\n{asked[0]}"}, {"role": "assistant", "content": asked[1]}]
         row = record(number % COUNT, hallucinated=False) | {"id": f"q{number}", "conversations": turns}
