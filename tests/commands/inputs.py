@@ -198,7 +198,17 @@ PAGES: dict[str, Page] = {
         },
     ),
     "docs/methods_compared.md": Page(),
-    "docs/negatives_experiment.md": Page(),
+    "docs/negatives_experiment.md": Page(
+        inputs={
+            "smol-text": "text_model",
+            "smol-control": "model",
+            "cache/pocket/base-100-5412e36403": "model",
+            "coco60.jsonl": "plain_captions",
+            "data/coco-mini": "pictures",
+            "scenes100.jsonl": "plain_captions",
+            "runs/pocket-negatives/world": "pictures",
+        },
+    ),
     "docs/performance.md": Page(inputs={"hallucinated.jsonl": "records", "run.yaml": "run_file"}),
     "docs/playground.md": Page(
         inputs={"exported/pocket": "model"},
@@ -209,7 +219,7 @@ PAGES: dict[str, Page] = {
         inputs={
             **{
                 name: "pictures"
-                for name in ("val2014", "train2014", "val2017", "LLaVA-Pretrain", "COCO", "VG", "VLGuard")
+                for name in ("val2014", "train2014", "val2017", "LLaVA-Pretrain", "COCO", "VG", "VLGuard/benign")
             },
             **{f"exports/{name}": "model" for name in ("hacl", "control")},
             "exports/contrastive": "other_model",
@@ -244,7 +254,7 @@ PAGES: dict[str, Page] = {
         },
         before=(
             "python scripts/steer.py extract --model llava-1.5-7b-hf --records coco-test.jsonl --images train2014 "
-            '--layers 11-13 --prompt "Tell a story." --template chat --pooling mean_answer --out runs/task_states',
+            '--layers 0-31 --prompt "Tell a story." --template chat --pooling mean_answer --out runs/task_states',
         ),
     ),
     "docs/safety_steering.md": Page(inputs={"MODEL": "model", "data": "mm_safety"}),

@@ -50,6 +50,17 @@ def third_model(folder: Path) -> None:
     _copy(_made_model(2, _shelf(folder)), folder)
 
 
+def text_model(folder: Path) -> None:
+    """A causal language model with its tokenizer: the decoder of the first."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaForCausalLM
+
+    whole = AutoModelForImageTextToText.from_pretrained(_made_model(0, _shelf(folder)))
+    decoder = LlamaForCausalLM(whole.config.text_config)
+    decoder.model.load_state_dict(whole.model.language_model.state_dict())
+    decoder.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(_made_model(0, _shelf(folder))).save_pretrained(folder)
+
+
 def _shelf(folder: Path) -> Path:
     """Where models are kept for all pages: in the folder that holds the pages' folders."""
     return next(parent for parent in folder.parents if (parent / "shelf").is_dir()) / "shelf"

@@ -40,7 +40,7 @@ def captions(number: int) -> list[str]:
     ]
     return [
         f"{first[number % 4]} on the {place} of a {other}",
-        f"there is one {other} and a {thing} near a {objects(number)[2]}",
+        f"there is one {other} and a {'man' if number % 4 == 2 else thing} near a {objects(number)[2]}",
     ]
 
 
