@@ -33,14 +33,14 @@ def captions(number: int) -> list[str]:
     """Two captions; the first, by turns, with a colour or none, and with "man" or "person"."""
     colour, thing, other, place = facts(number)
     first = [
-        f"a {colour} {thing} stands",
+        f"a man sees a {colour} {thing}",
         f"a {thing} stands",
         f"a man has a {colour} {thing}",
         f"a person has a {thing}",
     ]
     return [
         f"{first[number % 4]} on the {place} of a {other}",
-        f"there is one {other} and a {'man' if number % 4 == 2 else thing} near a {objects(number)[2]}",
+        f"there is one {other} and a {thing if number % 2 else 'man'} near a {objects(number)[2]}",
     ]
 
 
