@@ -147,9 +147,9 @@ class Generator:
     def _reply(self, ids: list[int]) -> Reply:
         end = next((t for t, token in enumerate(ids) if token in self.eos), None)
         kept = ids if end is None else ids[: end + 1]
-        return Reply(
-            self.processor.tokenizer.decode(kept, skip_special_tokens=True).strip(), tuple(kept), end is not None
-        )
+        said = kept if end is None else ids[:end]  # what ends a reply may be a word of the vocabulary, and is not said
+        text = self.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
+        return Reply(text, tuple(kept), end is not None)
 
 
 def _name(image: ImageLike) -> str | int:

@@ -81,12 +81,13 @@ def generate_answers(
 ) -> dict[str, str]:
     """{sample id: greedy answer}: what `capture(answer=...)` takes, so that another model reads this one's output."""
     found: dict[str, str] = {}
+    eos = end_ids(model, encoder)  # may hold words of the vocabulary, which are not part of an answer
     with evaluating(model), tqdm(total=len(samples), desc="answers", disable=not progress, leave=False) as bar:
         for start in range(0, len(samples), batch_size):
             chosen = samples[start : start + batch_size]
             rows = [encoder.row(sample, None) for sample in chosen]
             for sample, ids in zip(chosen, write_answers(model, encoder, rows, max_new_tokens), strict=True):
-                found[sample.id] = encoder.decode(ids).strip()
+                found[sample.id] = encoder.decode(ids[:-1] if ids[-1:] and ids[-1] in eos else ids).strip()
             bar.update(len(chosen))
     return found
 

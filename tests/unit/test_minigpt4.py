@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hacl.data.templates import SequenceEncoder
+from hacl.evaluation.generation import Generator
 from scripts import convert_minigpt4
 from tests.reference.minigpt4 import QFORMER, QUERIES, WIDTH, MiniGPT4
 
@@ -54,7 +55,15 @@ def test_the_composed_model_has_the_logits_of_its_parts(composed):
     assert (other - wanted).abs().max() > 1e-2  # the image is seen
 
 
-def test_generation_goes_on_as_the_parts_do_and_stops_at_the_mark(composed):
+def test_a_reply_ends_before_the_mark_that_stops_it(composed):
+    model, processor = open_stock(composed[2]), AutoProcessor.from_pretrained(composed[2])
+    generator = Generator(model, processor, template="chat")
+    words, mark = [5, 6], processor.tokenizer.convert_tokens_to_ids("###")
+    reply = generator._reply([*words, mark, 9])
+    assert reply.stopped and reply.ids == (*words, mark) and reply.text == processor.tokenizer.decode(words)
+
+
+def test_generation_goes_on_as_the_parts_do_and_ends_of_turns_stop_it(composed):
     reference, _, folder = composed
     model, processor = open_stock(folder), AutoProcessor.from_pretrained(folder)
     mark = processor.tokenizer.convert_tokens_to_ids("###")
