@@ -170,7 +170,8 @@ class SequenceEncoder:
         if sequence.image_spans and sequence.image_spans[-1][1] > self.max_length:
             raise ValueError(
                 f"data.max_length={self.max_length} would cut an image, whose tokens end at "
-                f"{sequence.image_spans[-1][1]}; raise data.max_length"
+                f"{sequence.image_spans[-1][1]}; raise data.max_length, or let the processor take smaller images or "
+                "fewer tiles (size, max_pixels or tiling in preprocessor_config.json of the checkpoint)"
             )
         sequence.cut_labels = sum(sequence.is_label[self.max_length :])
         sequence.ids = sequence.ids[: self.max_length]
