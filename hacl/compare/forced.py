@@ -70,8 +70,9 @@ def two_sides(original: nn.Module, tuned: nn.Module | None, processor, template:
 
 @dataclass(frozen=True)
 class ForcedBatch:
-    """Right-padded rows of prompt and text. rows: indices of their samples; prompts: tokens before the text; ids_RT and
-    mask_RT on the CPU; image_RT: image tokens; labels: (row, column) of every token of the texts, EOS included.
+    """Right-padded rows of prompt and text. rows: indices of their samples; prompts: tokens before the first label;
+    ids_RT and mask_RT on the CPU; image_RT: image tokens; labels: (row, column) of every token of the texts, EOS
+    included, but for a row's first token, which nothing predicts.
     """
 
     rows: list[int]
@@ -110,8 +111,8 @@ def forced_batches(side: Side, samples: Sequence[Sample], texts: Sequence[str], 
         for sample, text in zip(samples, texts, strict=True)
     ]
     for sample, sequence in zip(samples, sequences, strict=True):
-        if True not in sequence.is_label:
-            raise ValueError(f"sample {sample.id!r}: its text has no token")
+        if not sequence.predicted:
+            raise ValueError(f"sample {sample.id!r}: its text has no token that another comes before")
     # By length, so that little is padding; rows of one image together, so that the tower reads it once per batch.
     order = sorted(range(len(samples)), key=lambda i: (len(sequences[i]), str(samples[i].image), i))
     return [_batch(order[start : start + batch_size], samples, sequences) for start in range(0, len(order), batch_size)]
@@ -127,8 +128,8 @@ def _batch(rows: list[int], samples: Sequence[Sample], sequences: Sequence[Encod
         mask[row, : len(sequence)] = True
         for start, end in sequence.image_spans:
             image[row, start:end] = True
-        labels += [(row, column) for column, flag in enumerate(sequence.is_label) if flag]
-    prompts = [sequence.is_label.index(True) for sequence in chosen]
+        labels += [(row, column) for column in sequence.predicted]
+    prompts = [sequence.predicted[0] for sequence in chosen]
     return ForcedBatch(rows, [samples[i] for i in rows], chosen, prompts, ids, mask, image, torch.tensor(labels))
 
 

@@ -115,11 +115,7 @@ class Layout:
         index = self._sequence(sequence, images)
         if self.objective.lm_weight or kind == HALLUCINATED_GENERATION or self.objective.likelihood_margin_weight:
             labelled = len(self.kinds)
-            self.label_positions += [
-                (index, t - 1, sequence.ids[t], labelled)
-                for t, is_label in enumerate(sequence.is_label)
-                if t and is_label
-            ]
+            self.label_positions += [(index, t - 1, sequence.ids[t], labelled) for t in sequence.predicted]
         self.kinds.append(kind)
         self.owners.append(b)
         return index

@@ -30,20 +30,23 @@ def prompt_row(encoder: SequenceEncoder, size: tuple[int, int] | None) -> InputR
     """Tokens of the encoder's prompt up to where the reply begins: what precedes the first label of a training
     sequence, to the token.
 
-    size: (width, height) of the image, None without one.
+    size: (width, height) of the image, None without one. Raises ValueError where that is no token at all.
     """
     image = None if size is None else encoder.images.ids(size)
     sequence = encoder.caption_sequence("yes", with_image=size is not None, image=image)
     ids = sequence.ids[: sequence.is_label.index(True) if True in sequence.is_label else len(sequence)]
+    if not ids:
+        raise ValueError(
+            "an empty prompt without an image has no token to reply to, as this tokenizer writes none at the beginning "
+            "of a text; give a prompt, an image, or template='chat'"
+        )
     return InputRow(ids, types=encoder.images.token_types(len(ids), sequence.image_spans, [size], len(ids)))
 
 
 def prompt_inputs(encoder: SequenceEncoder, images: Sequence[Image]) -> dict[str, Tensor]:
     """What a stock model generates from: the encoder's prompt after each of the images, left-padded."""
-    rows = [
-        replace(prompt_row(encoder, image.size), image=encoder.images.tensors(image, prompt=encoder.prompt))
-        for image in images
-    ]
+    tensors = [encoder.images.tensors(image, prompt=encoder.prompt) for image in images]
+    rows = [replace(prompt_row(encoder, image.size), image=made) for image, made in zip(images, tensors, strict=True)]
     tokenizer = encoder.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return left_padded(rows, pad, encoder.images)

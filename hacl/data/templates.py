@@ -39,6 +39,11 @@ class EncodedSequence:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def predicted(self) -> list[int]:
+        """Places of the labels that a state comes before: all, but for a first token, which nothing predicts."""
+        return [t for t, is_label in enumerate(self.is_label) if t and is_label]
+
     def cut(self, end: int, *following: int) -> EncodedSequence:
         """The first `end` tokens, of whole images, and others behind them, none of them a label."""
         ids, spans = [*self.ids[:end], *following], [span for span in self.image_spans if span[1] <= end]

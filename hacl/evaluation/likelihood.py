@@ -52,6 +52,8 @@ def log_likelihoods(
 ) -> LogLikelihoods:
     """log p(text, EOS | image, prompt) for each pair; None as an image leaves the image tokens out.
 
+    Where neither BOS nor prompt nor image comes before a text, nothing predicts its first token, which is left out.
+
     The vision tower runs once per image if the rows of an image are neighbours. Raises ValueError if lengths differ.
     """
     prompts = [prompt] * len(texts) if isinstance(prompt, str) else list(prompt)
@@ -75,9 +77,9 @@ def log_likelihoods(
             ]
             states_RTD, _ = decode_rows(adapter, sequences, shown)
             # The head sees label positions only: a (R, T, V) tensor would be the largest of the whole evaluation.
-            labels = [(r, t) for r, s in enumerate(sequences) for t, flag in enumerate(s.is_label) if flag]
-            row, column = torch.tensor(labels, device=device).unbind(-1)
-            target = torch.tensor([sequences[r].ids[t] for r, t in labels], device=device)
+            labels = [(r, t) for r, s in enumerate(sequences) for t in s.predicted]
+            row, column = torch.tensor(labels, dtype=torch.long, device=device).reshape(-1, 2).unbind(-1)
+            target = torch.tensor([sequences[r].ids[t] for r, t in labels], dtype=torch.long, device=device)
             losses_Nl = nn.functional.cross_entropy(
                 adapter.logits(states_RTD[row, column - 1]).float(), target, reduction="none"
             )

@@ -98,6 +98,10 @@ class RowEncoder:
         )
         prompt = found.is_label.index(True) if True in found.is_label else len(found)
         ids = found.ids[:prompt] if answer is None else found.ids
+        if not ids:
+            raise ValueError(
+                f"sample {sample.id!r}: no token in prompt or image, and none begins a text; give a prompt"
+            )
         places = [place for span in found.image_spans for place in range(*span) if ids[place] == images.token_id]
         row = EncodedRow(ids, prompt, self._end(ids, prompt), places)
         row.per_token = images.token_types(len(ids), found.image_spans, [size], prompt)
