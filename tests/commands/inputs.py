@@ -231,6 +231,8 @@ PAGES: dict[str, Page] = {
             "openai/clip-vit-large-patch14": "vision_tower",
             "blip2-flan-t5-xxl": "blip2",
             "vicuna-7b-v0": "vicuna",
+            "hallucinated.jsonl": "records",
+            "images": "pictures",
             "blip_laion_cc_sbu_558k.json": "llava_pretraining",
             **{f"captions_{name}.json": "coco_captions" for name in ("val2017", "train2014")},
             **{f"instances_{name}.json": "coco_instances" for name in ("val2017", "train2014")},
@@ -306,6 +308,7 @@ PAGES: dict[str, Page] = {
             "eval.jsonl": "records",
             "images": "pictures",
         },
+        core=True,
     ),
     "docs/training.md": Page(inputs={"llava-hf/llava-1.5-7b-hf": "model", "hallucinated.jsonl": "records"}),
 }

@@ -60,6 +60,14 @@ def test_every_page_with_commands_is_in_the_table_and_no_other():
     assert set(PAGES) == set(COMMANDS)
 
 
+def test_readme_says_how_many_commands_are_executed():
+    """Shown, executed and executed by default; "about" leaves room for five."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = [int(number) for number in re.findall(r"\babout (\d+)", text.partition("## Install")[0])]
+    counted = [len(ALL), sum(map(len, RUN.values())), sum(len(RUN[page]) for page in CORE)]
+    assert len(said) == 3 and all(abs(a - b) <= 5 for a, b in zip(said, counted, strict=True)), (said, counted)
+
+
 def test_no_command_hides_in_a_block_that_names_no_shell():
     found = {page: lines for page in pages() if (lines := hidden_commands(page))}
     assert not found, f"write ```bash there: {found}"
