@@ -22,7 +22,8 @@ examples:
   a collection split by photograph into train, val and test
     python data_prep/convert.py --input coco-mini/annotations.jsonl --output coco --split 0.8,0.1,0.1
 
-The form is told from the beginning of the file unless --format says it. Image paths stay as they are, relative to the
+The form of the input is told from its beginning unless --format says it; that of the output from its suffix (.parquet,
+.tar) unless --to says it. Image paths stay as they are, relative to the
 image root. Keys that are not used, such as licence and origin of a photograph, are kept.
 """
 
@@ -35,6 +36,7 @@ FORMATS = (
     "gqa", "webdataset", "parquet",
 )  # fmt: skip
 TARGETS = ("records", "llava", "hacl", "coco", "karpathy", "flickr-token", "webdataset", "parquet")
+SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}  # a file of this name is read as this form
 
 
 def main() -> int:
@@ -42,7 +44,7 @@ def main() -> int:
     parser.add_argument("--input", type=Path, required=True, nargs="+", help="a file; several shards of a webdataset")
     parser.add_argument("--output", type=Path, required=True, help="a file; with --split a folder")
     parser.add_argument("--format", choices=FORMATS, help="of the input; default: told from its beginning")
-    parser.add_argument("--to", choices=TARGETS, default="records", help="form of the output (default records)")
+    parser.add_argument("--to", choices=TARGETS, help="form of the output (default: by its suffix, else records)")
     parser.add_argument("--instances", type=Path, metavar="FILE", help="annotations of the same images (see examples)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="webdataset: where images go to, or come from")
     parser.add_argument("--shard-size", type=int, default=10_000, help="webdataset: records per shard (default 10000)")
@@ -55,6 +57,10 @@ def main() -> int:
         help="LLaVA data: are answers captions? auto: if every record is one question and one answer on one image",
     )
     arguments = parser.parse_args()
+    meant = SUFFIXES.get(arguments.output.suffix)
+    arguments.to = arguments.to or meant or "records"
+    if arguments.to != (meant or arguments.to) or (arguments.to == "parquet" and meant is None):
+        parser.error(f"--output {arguments.output}: its name does not fit --to {arguments.to}; change one of them")
     if arguments.split is not None and arguments.to != "records":
         parser.error("--split writes records; convert its parts in a second step")
     if arguments.shard_size < 1:

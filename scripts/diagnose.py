@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--model",
         action="append",
         required=True,
-        help="folder of a model, a training checkpoint or a run; repeat to compare",
+        help="folder of a model, a training checkpoint or a run, or hub:owner/name@REVISION; repeat to compare",
     )
     parser.add_argument("--base", help="folder of the base model of the checkpoints, if it moved since")
     parser.add_argument(

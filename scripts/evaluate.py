@@ -20,7 +20,7 @@ from pathlib import Path
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", help="exported or stock folder, checkpoint of train.py, LoRA adapter, or hub:owner/name")
+    add("--model", help="exported or stock folder, checkpoint of train.py, LoRA adapter, or hub:owner/name@REVISION")
     add("--base", help="folder of the base model of a checkpoint or adapter, if it moved")
     add("--benchmark", help="comma-separated: pope, chair, amber, mme, mmhal, mm_safety, sugarcrepe, caption_margin")
     add(

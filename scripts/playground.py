@@ -26,7 +26,11 @@ from pathlib import Path
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", required=True, help="exported or stock folder, checkpoint of train.py, LoRA adapter, hub:owner/name")
+    add(
+        "--model",
+        required=True,
+        help="exported or stock folder, checkpoint, LoRA adapter, hub:owner/name@REVISION",
+    )
     add("--revision", help="of a hub: model; it must have been downloaded before")
     add("--base", help="folder of the base model of a checkpoint or adapter, if it moved")
     add("--steer", action="append", default=[], metavar="[NAME=]FOLDER", help="a steering artefact; repeatable")

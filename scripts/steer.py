@@ -119,7 +119,7 @@ def model_options(add: Callable, *, required: bool = True) -> None:
     add(
         "--model",
         required=required,
-        help="exported or stock folder, checkpoint of train.py, LoRA adapter, hub:owner/name",
+        help="exported or stock folder, checkpoint of train.py, LoRA adapter, hub:owner/name@REVISION",
     )
     add("--base", help="folder of the base model of a checkpoint or adapter, if it moved")
     add("--template", choices=("auto", "plain", "chat"), default="auto", help="default: as the model was tuned")

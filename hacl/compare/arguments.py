@@ -58,7 +58,7 @@ def layer(text: str) -> int | str:
 
 def _two_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("models").add_argument
-    add("--original", required=True, help="folder of the original model (exported or stock), or hub:owner/name")
+    add("--original", required=True, help="folder of the original (exported or stock) model, or hub:owner/name@COMMIT")
     add("--tuned", required=True, help="folder, checkpoint or run of train.py, or LoRA adapter")
     add("--base", help="base model of the checkpoint or adapter, if it moved")
     _device(add)
@@ -66,7 +66,7 @@ def _two_models(parser: argparse.ArgumentParser) -> None:
 
 def _one_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
-    add("--model", required=True, help="folder, checkpoint or run of train.py, LoRA adapter, or hub:owner/name")
+    add("--model", required=True, help="folder, checkpoint or run of train.py, LoRA adapter, or hub:owner/name@COMMIT")
     add("--base", help="base model of a checkpoint or adapter, if it moved")
     _device(add)
 

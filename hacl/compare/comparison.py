@@ -101,7 +101,7 @@ class Comparison:
     def one_load(self) -> bool:
         """Whether the tuned model is an adapter over the original."""
         first, second = self.sources
-        return second.kind == "adapter" and Path(second.base or "").resolve() == Path(first.path).resolve()
+        return second.kind == "adapter" and second.folder.resolve() == first.folder.resolve()
 
     @cached_property
     def models(self) -> tuple[Any, Any, Any]:

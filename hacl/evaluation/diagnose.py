@@ -20,12 +20,14 @@ from hacl.evaluation.inputs import make_encoder
 from hacl.evaluation.likelihood import caption_margins
 from hacl.evaluation.projection import SharedProjection
 from hacl.evaluation.reports import ScoreReport
+from hacl.evaluation.runner.source import find_model
 from hacl.evaluation.states import caption_rows, collect_states
 from hacl.evaluation.statistics import bootstrap_runs
 from hacl.models.adapters import find_adapter
+from hacl.models.identity import HUB
 from hacl.training import manifest
 from hacl.training.build import build_heads, load_backbone, load_processor
-from hacl.training.export import SIDECAR, find_checkpoint, load_exported_heads, load_finetuned
+from hacl.training.export import SIDECAR, base_folder, find_checkpoint, load_exported_heads, load_finetuned
 from hacl.training.objective import HaclModel
 from hacl.training.weights import HEADS, load_heads
 
@@ -48,7 +50,7 @@ def diagnose(
     likelihood: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Rows of measures for each model folder, training checkpoint or run folder, in order.
+    """Rows of measures for each model folder, training checkpoint, run folder or ``hub:owner/name@REVISION``, in order.
 
     objective: form, layer and pooling to read the states of every model with. A model with contrastive heads is also
     measured after them. layers: decoder blocks (1..L) to read pre-head states at as well.
@@ -134,14 +136,16 @@ def _is_run(folder: Path) -> bool:
 
 def _load(path: Path, base: str | None, device: str) -> tuple[Any, Any, Any]:
     """Backbone, processor and contrastive heads (None where there are none) of a model folder, checkpoint or run."""
+    if str(path).startswith(HUB):
+        path = find_model(str(path)).folder
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; give the folder of a model, a checkpoint or a run")
     heads = None
     if _is_run(path):
         checkpoint, _ = find_checkpoint(path)
         backbone, config = load_finetuned(checkpoint, base=base)
-        model = replace(config.model, path=base, revision=None) if base else config.model
-        processor = load_processor(model)
+        place = base_folder(manifest.read_manifest(checkpoint), base)
+        processor = load_processor(replace(config.model, path=str(place), revision=None))
         if (checkpoint / HEADS).is_file():
             heads = build_heads(find_adapter(backbone), config.objective, seed=config.train.seed, trainable=False)
             load_heads(heads, checkpoint)

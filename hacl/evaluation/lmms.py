@@ -40,7 +40,8 @@ def _model_class() -> type:
 class _Adapter:
     """``--model hacl --model_args pretrained=FOLDER,base=...,template=...,dtype=...``.
 
-    pretrained: exported or stock folder, checkpoint, LoRA adapter, or hub:owner/name (as scripts/evaluate.py --model).
+    pretrained: exported or stock folder, checkpoint, LoRA adapter, or hub:owner/name@REVISION (as in
+    scripts/evaluate.py --model).
     """
 
     is_simple = True

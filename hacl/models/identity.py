@@ -6,20 +6,100 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+HUB = "hub:"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# What stock classes read of a repository: settings, safetensors, tokenizer, chat templates. No pickle, no code.
+READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+UNREAD = ("*/*.safetensors", "consolidated*.safetensors")  # weights in another layout
 
-def model_folder(path: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: itself, or the snapshot a hub id was downloaded to."""
+
+def parse_hub(text: str) -> tuple[str, str | None]:
+    """(name, revision) of ``hub:owner/name@REVISION``, revision None where none is given.
+
+    Raises:
+        ValueError: no name, or nothing after the @.
+    """
+    name, at, revision = text.removeprefix(HUB).partition("@")
+    if not HUB_NAME.fullmatch(name) or (at and not revision):
+        raise ValueError(f"{text}: expected hub:owner/name, or hub:owner/name@REVISION with a commit, tag or branch")
+    return name, revision or None
+
+
+def model_folder(path: Path | str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: itself, or the snapshot that a hub id is downloaded to.
+
+    path: a folder, a hub id, or ``hub:owner/name@REVISION``; revision: of a hub id. Without a network, what lies in
+    the local cache is taken.
+
+    Raises:
+        FileNotFoundError: no such folder; no network, and the cache does not hold the model.
+        ValueError: a hub repository without safetensors weights.
+    """
     if Path(path).is_dir():
         return Path(path)
-    from transformers.utils import cached_file
+    text = str(path)
+    if text.startswith(HUB):
+        text, named = parse_hub(text)
+        revision = revision or named
+    elif not HUB_NAME.fullmatch(text):
+        raise FileNotFoundError(f"{path}: no such folder; give the folder (or hub id) of a checkpoint")
+    return _snapshot(text, revision)
 
-    return Path(cached_file(path, "config.json", revision=revision)).parent
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a snapshot of the local hub cache is of; None for any other folder."""
+    known = folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name)
+    return folder.name if known else None
+
+
+def pin_advice(name: str, commit: str | None) -> str:
+    """What to tell somebody who named a hub model without a revision."""
+    found = f"commit {commit} was taken; pin it" if commit else "the newest commit was taken; pin one"
+    return f"{name}: no revision given, so its content may change; {found}"
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    said = name if revision is None else f"{name}@{revision}"
+    try:
+        found = snapshot_download(name, revision=revision, allow_patterns=list(READ), ignore_patterns=list(UNREAD))
+        folder = Path(found)
+    except LocalEntryNotFoundError as error:
+        # Complete for transformers, which fetches what it reads, may be less than the patterns ask for.
+        kept = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(kept, str):
+            raise FileNotFoundError(
+                f"{said}: cannot be fetched from the Hub and is not in the local cache; fetch it once with a network, "
+                f"or give a folder ({str(error).splitlines()[0]})"
+            ) from error
+        folder = Path(kept).parent
+    if missing := _missing_weights(folder):
+        raise FileNotFoundError(f"{said}: {missing[0]} is missing in the local cache; fetch it once with a network")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{said}: no .safetensors weights in this repository (or in the local cache, without a network); other "
+            "forms are based on pickle and are not read: convert it to safetensors and give the folder"
+        )
+    return folder
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """Weight files that a sharded checkpoint lists and that are not there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(name for name in listed if not (folder / name).is_file())
 
 
 def fingerprint(folder: Path | str, parts: Sequence[str] = ()) -> str:

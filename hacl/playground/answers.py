@@ -18,9 +18,9 @@ from torch import nn
 
 from hacl.evaluation.generation import Generator, Reply
 from hacl.evaluation.runner.decoding import Decoding
-from hacl.evaluation.runner.source import HUB, ModelSource, find_model
+from hacl.evaluation.runner.source import ModelSource, find_model
 from hacl.models.adapters import find_adapter
-from hacl.models.identity import model_folder
+from hacl.models.identity import HUB, parse_hub
 from hacl.playground.artefacts import Artefact
 from hacl.steering.calibrated import recording
 from hacl.steering.flexac import FlexACSteerer
@@ -136,7 +136,7 @@ class Speaker:
 
 
 def open_source(path: str, *, base: str | None = None, revision: str | None = None) -> ModelSource:
-    """`find_model`, and a revision of a hub: name that lies in the local cache.
+    """`find_model`, with the revision of a hub: name given by itself.
 
     Raises:
         ValueError: a revision of a folder. FileNotFoundError, OSError: no such model here.
@@ -145,7 +145,9 @@ def open_source(path: str, *, base: str | None = None, revision: str | None = No
         return find_model(path, base=base)
     if not path.startswith(HUB):
         raise ValueError(f"--revision {revision}: --model {path} is not a hub:owner/name; a folder has no revisions")
-    return find_model(str(model_folder(path.removeprefix(HUB), revision)), base=base)
+    if parse_hub(path)[1] is not None:
+        raise ValueError(f"--revision {revision}: --model {path} names a revision already; give one of them")
+    return find_model(f"{path}@{revision}", base=base)
 
 
 def sweep_strengths(most: float, steps: int = 4) -> list[float]:

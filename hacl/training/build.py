@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hacl.data.sources import Limited, Source, open_source
 from hacl.data.templates import SequenceEncoder
 from hacl.models.adapters import Adapter, find_adapter
 from hacl.models.families import FAMILIES
+from hacl.models.identity import commit_of, model_folder, pin_advice
 from hacl.training.runtime import local_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -50,6 +52,18 @@ def check_weights(folder: Path) -> None:
             raise ValueError(
                 f"{path} is damaged or incomplete ({error}); {path.stat().st_size:,} bytes are there: copy it again"
             ) from error
+
+
+def pin_revision(model: ModelConfig) -> None:
+    """Put the commit of a hub id in place of its branch, tag or missing revision, so that every later load, and the
+    manifests, name one content. Without a revision the first rank says which commit was taken."""
+    check_model_path(model.path)
+    if Path(model.path).is_dir():
+        return
+    commit = commit_of(model_folder(model.path, model.revision))
+    if model.revision is None and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {pin_advice(model.path, commit)}: model.revision={commit or 'COMMIT'}", file=sys.stderr)
+    model.revision = commit or model.revision
 
 
 def load_processor(model: ModelConfig):

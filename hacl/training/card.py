@@ -12,10 +12,11 @@ from hacl.plain_text import markdown, markdown_row
 def model_card(config: Config, manifest: dict, metrics: dict[str, Any]) -> str:
     """Markdown with the front matter that model hubs read. Paths are shortened to their last parts."""
     base = Path(config.model.path).name if Path(config.model.path).is_absolute() else config.model.path
+    revision = f"@{config.model.revision}" if config.model.revision else ""
     rates = vars(config.model.learning_rate)
     trained = ", ".join(f"{name} ({rate:g})" for name, rate in rates.items() if rate > 0)
     rows = [
-        ("Base model", f"{base} (weights {manifest['base']['fingerprint']})"),
+        ("Base model", f"{base}{revision} (weights {manifest['base']['fingerprint']})"),
         ("Preset", config.model.preset),
         ("Trained modules (learning rate)", trained),
         ("LoRA", f"rank {config.model.lora.rank}, merged" if config.model.lora.rank else "none"),

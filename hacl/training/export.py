@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from hacl.config import Config, to_dict
 from hacl.config_io import from_dict
 from hacl.data.model_inputs import prompt_inputs
+from hacl.models.identity import HUB, parse_hub
 from hacl.training import build, manifest, weights
 from hacl.training.card import model_card
 
@@ -34,18 +36,17 @@ class ExportError(ValueError):
 def load_finetuned(checkpoint: Path | str, *, base: str | None = None, merge: bool = True):
     """Stock model in fp32 with what a checkpoint trained, on the CPU, and the resolved Config of its run.
 
-    base: folder of the base checkpoint if it moved since. merge: fold LoRA into the weights, else a PEFT model. Raises
-    CheckpointError if the checkpoint is incomplete or belongs to another base.
+    base: folder (or ``hub:owner/name@REVISION``) of the base checkpoint if it moved since. merge: fold LoRA into the
+    weights, else a PEFT model. Raises CheckpointError if the checkpoint is incomplete or belongs to another base.
     """
     from transformers import AutoModelForImageTextToText
 
     folder = Path(checkpoint)
     content = manifest.read_manifest(folder)
     config = from_dict(Config, content["config"], where=str(folder / manifest.MANIFEST))
-    path = base or content["base"]["path"]
-    revision = None if base else content["base"]["revision"]
-    build.check_model_path(path)
-    found = manifest.fingerprint(manifest.model_folder(path, revision))
+    build.check_model_path(base or content["base"]["path"])
+    path = base_folder(content, base)
+    found = manifest.fingerprint(path)
     if found != content["base"]["fingerprint"]:
         raise manifest.CheckpointError(
             f"{folder}: trained from another model than {path} ({content['base']['fingerprint']}, not {found}); "
@@ -53,7 +54,6 @@ def load_finetuned(checkpoint: Path | str, *, base: str | None = None, merge: bo
         )
     model = AutoModelForImageTextToText.from_pretrained(
         path,
-        revision=revision,
         dtype=torch.float32,
         attn_implementation=config.model.tower_attention,
         use_safetensors=True,
@@ -66,6 +66,13 @@ def load_finetuned(checkpoint: Path | str, *, base: str | None = None, merge: bo
         if merge:
             model = model.merge_and_unload()
     return model.eval(), config
+
+
+def base_folder(content: dict[str, Any], base: str | None = None) -> Path:
+    """Local folder of a checkpoint's base model, at the revision its manifest names. base: as in `load_finetuned`."""
+    if base is not None:
+        return manifest.model_folder(base)
+    return manifest.model_folder(content["base"]["path"], content["base"]["revision"])
 
 
 def find_checkpoint(path: Path | str) -> tuple[Path, str]:
@@ -106,9 +113,12 @@ def export_checkpoint(
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it or choose another --out")
     model, config = load_finetuned(checkpoint, base=base, merge=False)
-    processor = build.load_processor(config.model if base is None else _moved(config, base).model)
     content = manifest.read_manifest(checkpoint)
-    target = DTYPES[dtype] if dtype else _stored_dtype(base or config.model.path, config.model.revision)
+    place = base_folder(content, base)
+    processor = build.load_processor(replace(config.model, path=str(place), revision=None))
+    target = DTYPES[dtype] if dtype else _stored_dtype(place)
+    if base is not None:
+        config = _moved(config, base)
     encoder = build.build_encoder(processor, config.data)
     unmerged_logits = None
     if config.model.lora.rank:
@@ -147,14 +157,14 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _moved(config: Config, base: str) -> Config:
-    config.model.path, config.model.revision = base, None
+    config.model.path, config.model.revision = parse_hub(base) if base.startswith(HUB) else (base, None)
     return config
 
 
-def _stored_dtype(path: str, revision: str | None) -> torch.dtype:
+def _stored_dtype(folder: Path) -> torch.dtype:
     from transformers import AutoConfig
 
-    dtype = AutoConfig.from_pretrained(path, revision=revision).dtype
+    dtype = AutoConfig.from_pretrained(folder).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

@@ -154,6 +154,7 @@ def build_trainer(config: Config, stop: StopRequest | None = None) -> HaclTraine
     """Everything up to the first step. Raises before training for bad settings, records, images and processors, and
     Stopped where `stop` is asked on any rank: between reading, loading and building, and while caches are computed."""
     runtime.prepare_process(config.train)
+    build.pin_revision(config.model)
     inputs = read_inputs(config)
     _leave_if_asked(stop)
     measured = utilisation(config, inputs.processor)

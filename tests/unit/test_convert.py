@@ -256,3 +256,17 @@ def test_the_command_goes_there_and_back(tmp_path, pictures):
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "back.jsonl").read_bytes() == source.read_bytes()
     assert command("--input", tmp_path / "none.json", "--output", source).returncode == 1
+
+
+def test_a_name_says_the_form_that_is_written_and_never_another(tmp_path, pictures):
+    source = tmp_path / "in.jsonl"
+    write_records(source, plain())
+    for name in ("x.parquet", "x.tar"):
+        done = command("--input", source, "--images", pictures, "--output", tmp_path / name)
+        assert done.returncode == 0 and "2 records" in done.stdout, done.stderr
+    assert list(open_source(str(tmp_path / "x.parquet")).records()) == plain()
+    assert list(open_source(str(tmp_path / "x-000000.tar")).records())
+    for to, name in (("records", "y.parquet"), ("llava", "y.tar"), ("parquet", "y.jsonl"), ("webdataset", "y.parquet")):
+        done = command("--input", source, "--to", to, "--images", pictures, "--output", tmp_path / name)
+        assert done.returncode == 2 and f"does not fit --to {to}" in done.stderr, done.stderr
+        assert not (tmp_path / name).exists()

@@ -131,7 +131,7 @@ def arms_of(options: Namespace, source: ModelSource, tasks: Mapping[str, Tasks])
             fitted |= images_of_states(options.data)
         names = list(options.ablations)
     else:
-        made = load_steerer(options.steer, model=source.base or source.path)
+        made = load_steerer(options.steer, model=source.folder)
         names = [name for name in options.ablations if name not in PAIRED or options.ablations != list(ABLATIONS)]
         fitted = set().union(*fitted_images([options.steer]).values())
         if not fitted:
@@ -155,7 +155,7 @@ def _source(options: Namespace, source: ModelSource) -> Source:
         features = features_from_extraction(SteeringData(options.data))
     else:
         features = AssociationFeatures.load(options.data)
-    check_model(features.provenance.get("model"), source.base or source.path, str(options.data))
+    check_model(features.provenance.get("model"), source.folder, str(options.data))
     chosen = preset(options.preset)
     chosen = chosen if options.k is None else chosen.with_k(options.k)
     layers = layer_keys(options.layers) if options.layers else list(features.layers)
@@ -178,7 +178,7 @@ def manifest_of(options: Namespace, source: ModelSource, template: str) -> dict[
     else:
         made = {"data": str(options.data), "preset": options.preset, "k": options.k, "layers": options.layers}
     return {
-        "model": {"path": source.path, "fingerprint": source.fingerprint}, "template": template, **made,
+        "model": source.describe(), "template": template, **made,
         "records": str(options.records), "validation": str(options.validation), "prompt": options.prompt,
         "versions": versions(), "command": shlex.join(["steer.py", *sys.argv[1:]]),
     }  # fmt: skip

@@ -43,7 +43,7 @@ def run(options: Namespace, open_model: Callable[[Namespace], tuple[Any, Any, st
     source = find_model(options.model, base=options.base)
     samples = samples_of(options, source)
     manifest = read_steering_manifest(options.steer)
-    steerer = load_steerer(options.steer, model=source.base or source.path)
+    steerer = load_steerer(options.steer, model=source.folder)
     alphas = list(dict.fromkeys(options.alpha or [float(steerer.alpha)]))
     layers = layer_keys(options.layers) if options.layers else None
     policy = options.policy or str(steerer.policy)

@@ -39,7 +39,7 @@ def run(options: Namespace, open_model: Callable[[Namespace], tuple[Any, Any, st
     """Sweep, print the table, say where the files are."""
     source = find_model(options.model, base=options.base)
     folders = named_folders(options.steer)
-    steerers = {name: load_steerer(folder, model=source.base or source.path) for name, folder in folders.items()}
+    steerers = {name: load_steerer(folder, model=source.folder) for name, folder in folders.items()}
     tasks, fitted = tasks_of(options, source, folders, vocabularies)
     validation, test = split_tasks(tasks, validation_of(options.validation), options.seed)
     layers = {name: layer_choices(options.layers, steerer) for name, steerer in steerers.items()}
