@@ -13,17 +13,9 @@ from hacl.evaluation.states import image_states
 from hacl.models.adapters import find_adapter
 from hacl.training.objective import HaclModel
 from tests.families.loaded import Family
-from tests.families.test_packed import NOT_YET
 
 TEXTS = ("a red square on the left", "no", "the small blue cross", "a yellow circle")
 PROMPT = "describe the image ."
-
-
-@pytest.fixture
-def adapted(family) -> Family:
-    if family.name in NOT_YET:
-        pytest.skip("has no adapter yet")
-    return family
 
 
 def stock_states(family: Family, encoder, sequence, image):
@@ -43,16 +35,16 @@ def stock_states(family: Family, encoder, sequence, image):
 
 
 @torch.no_grad()
-def test_log_likelihoods_are_those_of_stock_forward_passes(adapted):
-    images = [*adapted.images, None, adapted.images[0]]
-    if not adapted.facts.text_alone:
-        images[2] = adapted.images[1]
-    model, processor, template = adapted.model, adapted.processor, adapted.template
+def test_log_likelihoods_are_those_of_stock_forward_passes(family):
+    images = [*family.images, None, family.images[0]]
+    if not family.facts.text_alone:
+        images[2] = family.images[1]
+    model, processor, template = family.model, family.processor, family.template
     found = log_likelihoods(model, processor, images, TEXTS, prompt=PROMPT, template=template, batch_size=3)
     encoder = with_prompt(make_encoder(processor, template), PROMPT)
     for row, (image, text) in enumerate(zip(images, TEXTS, strict=True)):
         sequence = encoder.caption_sequence(text, with_image=image is not None, image=written(encoder, image))
-        states = stock_states(adapted, encoder, sequence, image)
+        states = stock_states(family, encoder, sequence, image)
         scores = torch.log_softmax(model.get_output_embeddings()(states), dim=-1)
         labels = [t for t, is_label in enumerate(sequence.is_label) if is_label]
         total = sum(float(scores[t - 1, sequence.ids[t]]) for t in labels)
@@ -60,20 +52,20 @@ def test_log_likelihoods_are_those_of_stock_forward_passes(adapted):
 
 
 @torch.no_grad()
-def test_image_states_are_read_where_the_training_reads_them(adapted, tmp_path):
+def test_image_states_are_read_where_the_training_reads_them(family, tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(2)]
-    for path, image in zip(paths, adapted.images, strict=True):
+    for path, image in zip(paths, family.images, strict=True):
         image.save(path)
-    form = find_adapter(adapted.model).forms[0]
-    model = HaclModel(adapted.model, ObjectiveConfig(num_hallucinated=0, form=form))
-    encoder = make_encoder(adapted.processor, adapted.template, PROMPT)
+    form = find_adapter(family.model).forms[0]
+    model = HaclModel(family.model, ObjectiveConfig(num_hallucinated=0, form=form))
+    encoder = make_encoder(family.processor, family.template, PROMPT)
     found = image_states(model, encoder, paths, progress=False)
-    for row, image in enumerate(adapted.images):
+    for row, image in enumerate(family.images):
         sequence = encoder.caption_sequence("yes", image=written(encoder, paths[row]))
         end = sequence.image_spans[0][1]
         if form == "strict":
             sequence = encoder.strict_image_root(written(encoder, paths[row]))
             end = len(sequence)
         torch.testing.assert_close(
-            found[row], stock_states(adapted, encoder, sequence, image)[end - 1], atol=1e-3, rtol=0
+            found[row], stock_states(family, encoder, sequence, image)[end - 1], atol=1e-3, rtol=0
         )

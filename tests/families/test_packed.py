@@ -1,4 +1,4 @@
-"""For every adapted family: the packed call is one stock forward pass per sequence, in states and in gradients.
+"""For every family: the packed call is one stock forward pass per sequence, in states and in gradients.
 
 References are the stock classes called on single sequences with what the stock processor makes of their images; where
 to read states is taken from `facts.py` and not from the adapter.
@@ -23,23 +23,13 @@ from hacl.models.attention_masks import subtree_ends
 from hacl.models.families import FAMILIES
 from hacl.training.checks import check_image_tokens
 from hacl.training.objective import HaclModel
-from tests.families import MULTIMODAL
 from tests.families.loaded import Family
 
-NOT_YET: tuple[str, ...] = ()
 LAYER = 1  # with DeepStack one after which features are added
 
 
-@pytest.fixture
-def adapted(family) -> Family:
-    if family.name in NOT_YET:
-        pytest.skip("has no adapter yet")
-    return family
-
-
-def test_a_family_has_an_adapter_or_stands_in_the_list_of_those_without(family):
-    assert set(NOT_YET) <= set(MULTIMODAL)
-    assert (family.facts.model_type in FAMILIES) == (family.name not in NOT_YET)
+def test_a_family_has_an_adapter(family):
+    assert family.facts.model_type in FAMILIES
 
 
 def encoder_of(family: Family) -> SequenceEncoder:
@@ -158,10 +148,10 @@ FORMS = [{}, {"form": "strict"}, {"form": "eos_branch", "share_prefixes": True, 
 
 
 @pytest.mark.parametrize("settings", FORMS, ids=["in_place", "strict", "trees"])
-def test_every_packed_sequence_has_the_states_and_gradients_of_the_stock_model(adapted, tmp_path, settings):
-    if adapted.facts.prompt_sees_prompt and settings.get("form") == "eos_branch":
+def test_every_packed_sequence_has_the_states_and_gradients_of_the_stock_model(family, tmp_path, settings):
+    if family.facts.prompt_sees_prompt and settings.get("form") == "eos_branch":
         settings = {**settings, "form": "strict"}
-    case = Case(adapted, tmp_path, **settings)
+    case = Case(family, tmp_path, **settings)
     states, reads = case.model.encode(case.batch)
     packed, alone, count = [], [], 0
     for row, columns in case.paths():
@@ -186,8 +176,8 @@ def gradients(loss: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(each) if gradient is None else gradient for (name, each), gradient in pairs}
 
 
-def test_the_packed_sequences_are_those_of_the_samples(adapted, tmp_path):
-    case = Case(adapted, tmp_path)
+def test_the_packed_sequences_are_those_of_the_samples(family, tmp_path):
+    case = Case(family, tmp_path)
     packed = [case.batch["input_ids"][row, columns].tolist() for row, columns in case.paths()]
     made = []
     for sample in case.samples:
@@ -195,43 +185,43 @@ def test_the_packed_sequences_are_those_of_the_samples(adapted, tmp_path):
     assert sorted(packed) == sorted(made)
 
 
-def test_the_encoder_writes_what_the_stock_processor_writes(adapted):
-    if adapted.template != "chat":
+def test_the_encoder_writes_what_the_stock_processor_writes(family):
+    if family.template != "chat":
         pytest.skip("its records are not rendered with a chat template")
-    encoder = encoder_of(adapted)
+    encoder = encoder_of(family)
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "describe the image ."}]
-    text = adapted.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    stock = adapted.processor(images=[adapted.images], text=[text], return_tensors="pt")["input_ids"][0].tolist()
-    written = [encoder.images.ids(image.size, count=2) for image in adapted.images]
+    text = family.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    stock = family.processor(images=[family.images], text=[text], return_tensors="pt")["input_ids"][0].tolist()
+    written = [encoder.images.ids(image.size, count=2) for image in family.images]
     sequence = encoder.conversation_sequence([("user", "<image>\n<image>\ndescribe the image .")], written)
     bos = encoder.bos if stock[: len(encoder.bos)] != encoder.bos else []
     assert sequence.ids == bos + stock
     for (start, end), count in zip(
-        sequence.image_spans, adapted.facts.tokens_beside or adapted.facts.tokens, strict=True
+        sequence.image_spans, family.facts.tokens_beside or family.facts.tokens, strict=True
     ):
-        assert sequence.ids[start:end].count(adapted.image_id) == count
+        assert sequence.ids[start:end].count(family.image_id) == count
 
 
-def test_groups_hold_every_parameter_once(adapted):
-    groups = find_adapter(adapted.model).groups()
+def test_groups_hold_every_parameter_once(family):
+    groups = find_adapter(family.model).groups()
     seen = [id(p) for parts in groups.values() for part in parts for p in part.parameters()]
-    tied = adapted.facts.tied
-    assert len(seen) - tied == len(set(seen)) == len(list(adapted.model.parameters()))
+    tied = family.facts.tied
+    assert len(seen) - tied == len(set(seen)) == len(list(family.model.parameters()))
 
 
-def test_a_batch_without_images_reaches_the_same_parameters(adapted, tmp_path):
+def test_a_batch_without_images_reaches_the_same_parameters(family, tmp_path):
     """Every rank calls the same modules, whatever its batch holds."""
     reached = []
     for kept in (slice(None), slice(2, 3)):
-        case = Case(adapted, tmp_path, kept)
+        case = Case(family, tmp_path, kept)
         case.model(**case.batch).loss.backward()
         reached.append({name for name, p in case.backbone.named_parameters() if p.grad is not None})
     assert reached[0] == reached[1]
-    assert any(name.startswith(adapted.facts.connector) for name in reached[0])
+    assert any(name.startswith(family.facts.connector) for name in reached[0])
 
 
-def test_a_frozen_tower_stores_no_graph_and_the_projector_still_trains(adapted, tmp_path):
-    case = Case(adapted, tmp_path)
+def test_a_frozen_tower_stores_no_graph_and_the_projector_still_trains(family, tmp_path):
+    case = Case(family, tmp_path)
     groups = case.model.adapter.groups()
     for part in groups["vision"]:
         part.requires_grad_(False)
@@ -241,8 +231,8 @@ def test_a_frozen_tower_stores_no_graph_and_the_projector_still_trains(adapted, 
     assert any(p.grad is not None and p.grad.any() for part in groups["projector"] for p in part.parameters())
 
 
-def test_features_that_are_not_as_many_as_the_image_tokens_are_refused(adapted, tmp_path, monkeypatch):
-    case = Case(adapted, tmp_path)
+def test_features_that_are_not_as_many_as_the_image_tokens_are_refused(family, tmp_path, monkeypatch):
+    case = Case(family, tmp_path)
     adapter = case.model.adapter
     check_image_tokens(case.backbone, case.encoder)
     whole = adapter.image_embeddings

@@ -1,4 +1,4 @@
-"""Every family through the scripts that a user calls: HACL training, export and reload, capture, steering, evaluation.
+"""Every family through the scripts that a user calls: training, export, capture, steering, evaluation, diagnosis.
 
 `HACL_ALL_FAMILIES=1` runs them all; without it those of CORE do, which differ the most.
 """
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import train
-from scripts import compare, export, steer
+from scripts import compare, diagnose, evaluate, export, steer
 from tests.families import build, chosen
 from tests.families.facts import FACTS
 from tests.tiny import write_tiny_records
@@ -56,8 +56,11 @@ def template(base: Path) -> str:
 
 
 def settings(base: Path) -> list[str]:
-    form = ["objective.form=strict"] if base.name == "paligemma" else []  # a prompt's tokens all see each other
-    return [f"data.template={template(base)}", *form]
+    own = {
+        "paligemma": ["objective.form=strict"],  # a prompt's tokens all see each other
+        "blip_2_opt": ["data.max_length=511", "data.max_caption_length=64"],  # OPT has a table of positions
+    }
+    return [f"data.template={template(base)}", *own.get(base.name, [])]
 
 
 def test_hacl_trains(run):
@@ -106,3 +109,32 @@ def test_replies_are_steered(base, records, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "replies/predictions.jsonl").read_text().splitlines()]
     by_alpha = {alpha: [line["response"] for line in lines if line["alpha"] == alpha] for alpha in (0, 400)}
     assert len(by_alpha[0]) == len(by_alpha[400]) == 8 and by_alpha[0] != by_alpha[400]
+
+
+@pytest.fixture(scope="module")
+def benchmarks(records, tmp_path_factory) -> Path:
+    """Three questions about the images of the records, in the layout of POPE."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    (folder / "pope").mkdir()
+    questions = [
+        {"question_id": n, "image": f"{n}.png", "text": f"is there a {shape} ?", "label": label}
+        for n, (shape, label) in enumerate([("square", "yes"), ("circle", "no"), ("cross", "no")])
+    ]
+    text = "".join(json.dumps(question) + "\n" for question in questions)
+    (folder / "pope" / "tiny_pope_random.json").write_text(text)
+    return folder
+
+
+def test_a_benchmark_is_answered_and_scored(base, records, benchmarks, tmp_path):
+    how = ["--model", str(base), "--benchmark", "pope", "--data", str(benchmarks), "--limit", "2"]
+    how += ["--images", str(records.parent / "images"), "--template", template(base), "--batch-size", "2"]
+    assert evaluate.main([*how, "--max-new-tokens", "2", "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
+    answers = (tmp_path / "run/pope/answers.jsonl").read_text().splitlines()
+    report = json.loads((tmp_path / "run/pope/report_random.json").read_text())
+    assert len(answers) == 2 and set(report["tables"]["accuracy"]) == {"0.png", "1.png"}
+
+
+def test_a_trained_run_is_diagnosed(run, records, tmp_path):
+    how = ["--model", str(run), "--records", str(records), "--image-root", str(records.parent), "--limit", "4"]
+    assert diagnose.main([*how, "--draws", "4", "--batch-size", "4", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/diagnosis.json").read_text())

@@ -1,24 +1,6 @@
 """Adapters of the multimodal families of stock `transformers`, by the `model_type` of their configuration.
 
-To add a family, let FAMILY be the name of its tiny model in `tests/families`:
-
-1. The processor: in `hacl/data/image_formats.py` add its class to `FORMATS` with the tensors that it makes of an image
-   (`names`), the mark that a chat template writes for an image, and whether the number of tokens depends on its shape.
-   Subclass `ImageFormat` where tensors of several images are not joined by concatenation (`collate`), or where the
-   processor writes more than the image's tokens (`written`).
-2. The model: in this package subclass `Adapter` with the attribute paths of towers (`VISION`), of what turns their
-   features into embeddings (`CONNECTOR`), of parameters outside all of these (`PARAMETERS`), of `DECODER`, `NORM` and
-   `LM_HEAD`, and with the names of the images' tensors (`inputs`). `tests/families/facts.py` has all of them. Every
-   parameter must lie in exactly one group.
-3. What is special: `image_embeddings` where `get_image_features` is not enough; `merge` where features do not take the
-   place of embeddings; `MaskedAdapter` and `ImageFormat.islands` where tokens see later ones, `positions` (with
-   `own_positions = True`) where rotary positions have several axes, `decoder_inputs` for further keywords of the
-   decoder; `unread` for modules that no loss reaches. `SplitAdapter` is for a tower and a projector that are two calls
-   with one number of tokens: then features of a frozen tower can be cached.
-4. Say in the class's docstring what is exact: what a sequence sees before its image, the kind of attention, the
-   positions, and which token's state `image_pool=last` reads (the last of all that is written for the image).
-5. Register the class in `FAMILIES` and take FAMILY from `NOT_YET` in `tests/families/test_packed.py`, which holds the
-   packed call against one stock forward pass for each sequence, in states and in gradients.
+`docs/families.md` lists what each can do, `docs/adding_a_family.md` says how to add one.
 """
 
 from __future__ import annotations
