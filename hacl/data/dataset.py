@@ -124,13 +124,14 @@ class TrainingDataset(Dataset):
         if self.encoder.template == "chat":
             record = self._image_first(record)
         opened = [self._opened(path, held) for path in record.images] if self.load_pixels else []
+        pixels = [self.encoder.images.tensors(image, len(opened), self.encoder.prompt) for image in opened]
         images = self._written(record, held, opened)
         generation = self._generation(record, captions, images)
         sample = Sample(
             index=index,
             record_id=record.id,
             image_paths=list(record.images),
-            pixels=[self.encoder.images.tensors(image, len(opened), self.encoder.prompt) for image in opened],
+            pixels=pixels,
             generation=generation,
             image_id=stable_key(record.image_id),
             unlabelled=self._unlabelled(record, generation),

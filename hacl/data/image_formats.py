@@ -1,8 +1,8 @@
 """What the stock processor of a family writes for an image in a text, and which tensors it makes of the image.
 
-Both are found by running the processor, never by computing its expansion anew. The tokens of an image depend on its
-(width, height) alone, so they are found on a blank image of that size, once for each; where a family writes one number
-whatever the shape, no image needs to be opened to know the length of a sequence.
+Both come from one call of the processor, never from computing its expansion anew. The tokens of an image depend on
+its (width, height) alone, so those of one that is not open are found on a blank image of that size; where a family
+writes one number whatever the shape, no image needs to be opened to know the length of a sequence.
 
 Shapes: I images, F image tokens of all images of a batch, in order.
 """
@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from hacl.data.image_tokens import KeptTokens
 from hacl.data.labels import Spans
 from hacl.data.literal import OPEN
 
 Pixels = dict[str, Tensor]
 BLANK = (32, 32)  # (width, height) of the image that stands in a batch without one
+IDS = "input_ids"
 PROBES = ((64, 48), (48, 96))  # shapes for which a family with one number of tokens must write the same
 
 
@@ -70,33 +72,32 @@ class ImageFormat:
             return processor.image_token_id
         return processor.tokenizer.convert_tokens_to_ids(self.token)
 
-    def written(self, processor: Any, size: tuple[int, int], count: int = 1) -> list[int]:
-        """What the processor writes in place of the mark of an image of this (width, height): markers, tokens of rows
-        and columns, line ends and all. count: of the images in the text."""
-        blank = Image.new("RGB", size)
-        made = processor(images=[[blank]], text=[self.mark_text(processor)], add_special_tokens=False)
-        return self._of_image(processor, made["input_ids"][0])
+    def read(self, processor: Any, image: Image.Image, count: int = 1) -> Any:
+        """What the processor makes of a text that is an image's mark: its tokens and its tensors come from one call,
+        because a processor calls its image processor with settings of its own. count: of the images in the text."""
+        text = [self.mark_text(processor)]
+        return processor(images=[[image]], text=text, add_special_tokens=False, return_tensors="pt")
 
-    def written_types(self, processor: Any, size: tuple[int, int]) -> dict[str, list[int]]:
+    def written(self, processor: Any, made: Any, count: int = 1) -> list[int]:
+        """What the processor writes in place of the mark of an image: markers, tokens of rows and columns, line ends
+        and all. made: what `read` gives."""
+        return self._of_image(processor, made["input_ids"][0].tolist())
+
+    def written_types(self, processor: Any, made: Any) -> dict[str, list[int]]:
         """`token_types` of the tokens that `written` gives."""
-        if not self.token_types:
-            return {}
-        blank = Image.new("RGB", size)
-        made = processor(images=[[blank]], text=[self.mark_text(processor)], add_special_tokens=False)
-        return {name: self._of_image(processor, made[name][0]) for name in self.token_types}
+        return {name: self._of_image(processor, made[name][0].tolist()) for name in self.token_types}
 
     def _of_image(self, processor: Any, values: Sequence[int]) -> list[int]:
         """Of one value for each token of a text that is an image's mark, those of what is written for the image."""
-        return [int(value) for value in values]
+        return list(values)
 
     def written_behind_another(self, written: list[int]) -> list[int]:
         """What of it the processor writes where nothing stands between an image and the one before it."""
         return written
 
-    def tensors(self, processor: Any, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
-        """The tensors `names` of one image. count: of the images in its text; prompt: what the text asks, which only
-        families whose features depend on it need."""
-        made = processor.image_processor(image, return_tensors="pt")
+    def tensors(self, processor: Any, made: Any, count: int = 1, prompt: str | None = None) -> Pixels:
+        """The tensors `names` of one image. made: what `read` gives; prompt: what the text asks, which only families
+        whose features depend on it need."""
         return {name: made[name] for name in self.names}
 
     def collate(self, images: Sequence[Pixels]) -> Pixels:
@@ -130,17 +131,16 @@ class OneVisionFormat(ImageFormat):
     `get_image_features` reads them, so all images of a text must follow each other.
     """
 
-    def written(self, processor: Any, size: tuple[int, int], count: int = 1) -> list[int]:
-        if count == 1:
-            return super().written(processor, size)
-        blank = Image.new("RGB", size)
-        text = self.mark_text(processor) * 2
-        made = processor(images=[[blank, blank]], text=[text], add_special_tokens=False)
-        ids = [int(token) for token in made["input_ids"][0]]
-        return ids[: len(ids) // 2]
+    def read(self, processor: Any, image: Image.Image, count: int = 1) -> Any:
+        copies = min(count, 2)
+        text = self.mark_text(processor) * copies
+        return processor(images=[[image] * copies], text=[text], add_special_tokens=False, return_tensors="pt")
 
-    def tensors(self, processor: Any, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
-        made = processor.image_processor([[image] * min(count, 2)], return_tensors="pt")
+    def written(self, processor: Any, made: Any, count: int = 1) -> list[int]:
+        ids = super().written(processor, made)
+        return ids[: len(ids) // min(count, 2)]
+
+    def tensors(self, processor: Any, made: Any, count: int = 1, prompt: str | None = None) -> Pixels:
         own = {name: made[name][:1] for name in self.names}
         return {**own, "batch_num_images": torch.tensor([count])}
 
@@ -157,14 +157,12 @@ class OneVisionFormat(ImageFormat):
 class InstructBlipFormat(ImageFormat):
     """The Q-Former reads the prompt beside the image, so the tensors of an image hold the prompt's tokens as well."""
 
-    def tensors(self, processor: Any, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
+    def tensors(self, processor: Any, made: Any, count: int = 1, prompt: str | None = None) -> Pixels:
         if prompt is None:
             raise ValueError("features of an InstructBLIP image depend on the prompt; give it (ImageText.tensors)")
-        made = processor.image_processor(image, return_tensors="pt")
         text = processor.qformer_tokenizer([prompt])
-        for name in ("input_ids", "attention_mask"):
-            made[f"qformer_{name}"] = torch.tensor(text[name], dtype=torch.long)
-        return {name: made[name] for name in self.names}
+        read = {f"qformer_{name}": torch.tensor(text[name]) for name in ("input_ids", "attention_mask")}
+        return {name: read[name].long() if name in read else made[name] for name in self.names}
 
 
 class Idefics2Format(ImageFormat):
@@ -180,6 +178,15 @@ class Gemma3Format(ImageFormat):
     def _of_image(self, processor: Any, values: Sequence[int]) -> list[int]:
         first = len(processor.tokenizer(self.around[0], add_special_tokens=False)["input_ids"])
         return super()._of_image(processor, values[first : first + processor.image_seq_length + 2])
+
+    def tensors(self, processor: Any, made: Any, count: int = 1, prompt: str | None = None) -> Pixels:
+        found = super().tensors(processor, made)
+        if len(found["pixel_values"]) != 1:
+            raise ValueError(
+                f"the processor cuts an image into {len(found['pixel_values'])} crops (pan and scan), which is not "
+                "supported; set do_pan_and_scan to false in the checkpoint's processor_config.json"
+            )
+        return found
 
 
 class PaliGemmaFormat(ImageFormat):
@@ -257,9 +264,13 @@ FORMATS: dict[str, ImageFormat] = {
 
 
 def find_format(processor: Any) -> ImageFormat:
-    """The format of a processor's class, or of a class it derives from; of an unknown one that of LLaVA."""
-    known = (FORMATS[cls.__name__] for cls in type(processor).__mro__ if cls.__name__ in FORMATS)
-    return next(known, FORMATS["LlavaProcessor"])
+    """The format of a processor's class, or of a class it derives from. Raises ValueError naming the known classes."""
+    for cls in type(processor).__mro__:
+        if cls.__name__ in FORMATS:
+            return FORMATS[cls.__name__]
+    known = ", ".join(sorted(FORMATS))
+    why = f"what {type(processor).__name__} writes for an image is not known; known are {known}"
+    raise ValueError(f"{why}. docs/adding_a_family.md says how to add one")
 
 
 def has_format(processor: Any) -> bool:
@@ -270,21 +281,18 @@ def has_format(processor: Any) -> bool:
 class ImageText:
     """The image format of one processor, with the tokens of each size of image found once.
 
-    Raises ValueError where a family of one number of tokens writes several, or the processor writes no image token.
+    Raises ValueError where the processor's class is unknown, or a family of one number of tokens writes several.
     """
-
-    KEPT = 512  # sizes
 
     def __init__(self, processor: Any):
         self.processor = processor
         self.format = find_format(processor)
         self.token_id = self.format.token_id(processor)
         self.mark_ids = self.format.mark_ids(processor)
-        self._found: dict[tuple[tuple[int, int], int], list[int]] = {}
-        self._found_types: dict[tuple[int, int], dict[str, list[int]]] = {}
+        self._kept = KeptTokens()
         self.fixed: list[int] | None = None
         if not self.format.by_shape:
-            written = [self.format.written(processor, size) for size in PROBES]
+            written = [self._tokens(size) for size in PROBES]
             counts = {ids.count(self.token_id) for ids in written}
             if len(counts) != 1:
                 raise ValueError(
@@ -294,8 +302,8 @@ class ImageText:
 
         self._island_ids: set[int] = set()
         if self.format.islands in ("image", "images"):
-            types = self.format.written_types(processor, PROBES[0])[self.format.token_types[0]]
-            ids = self.format.written(processor, PROBES[0])
+            types = self._tokens(PROBES[0], name=self.format.token_types[0])
+            ids = self._tokens(PROBES[0])
             self._island_ids = {token for token, kind in zip(ids, types, strict=True) if kind == 1}
 
     @property
@@ -304,23 +312,15 @@ class ImageText:
         return None if self.fixed is None else self.fixed.count(self.token_id)
 
     def ids(self, size: tuple[int, int] | None = None, count: int = 1) -> list[int]:
-        """Tokens written for an image of this (width, height), which only families by shape need.
-
-        count: of the images in its text. Raises ValueError where the size is needed and not given.
-        """
+        """Tokens written for an image of this (width, height), which only families by shape need: ValueError where
+        they do and it is not given. count: of the images in its text."""
         if self.fixed is not None:
             return self.fixed
         if size is None:
-            raise ValueError(
-                f"{type(self.processor).__name__} writes as many tokens for an image as its shape asks for; give its "
-                "tokens (SequenceEncoder.images.ids(image.size))"
-            )
-        key = size, count
-        if key not in self._found:
-            while len(self._found) >= self.KEPT:
-                del self._found[next(iter(self._found))]
-            self._found[key] = self.format.written(self.processor, size, count)
-        return self._found[key]
+            name = type(self.processor).__name__
+            why = f"{name} writes as many tokens for an image as its shape asks for"
+            raise ValueError(f"{why}; give its tokens (SequenceEncoder.images.ids(image.size))")
+        return self._tokens(size, count)
 
     def spaced(self, rendered: str, answers: Spans) -> tuple[str, Spans]:
         """A rendering with the text that the processor writes around images, and where its answers then stand."""
@@ -367,23 +367,31 @@ class ImageText:
         """
         found = {name: [0] * prompt + [self.format.answer_type] * (length - prompt) for name in self.format.token_types}
         for number, (start, end) in enumerate(spans):
-            for name, values in self._types(sizes[number] if self.fixed is None else PROBES[0]).items():
-                found[name][start:end] = values
+            size = sizes[number] if self.fixed is None else PROBES[0]
+            for name in self.format.token_types:
+                found[name][start:end] = self._tokens(size, name=name)
         return found
 
-    def _types(self, size: tuple[int, int]) -> dict[str, list[int]]:
-        if size not in self._found_types:
-            while len(self._found_types) >= self.KEPT:
-                del self._found_types[next(iter(self._found_types))]
-            self._found_types[size] = self.format.written_types(self.processor, size)
-        return self._found_types[size]
+    def _tokens(self, size: tuple[int, int], count: int = 1, name: str = IDS) -> list[int]:
+        """Of an image of this (width, height) in a text of `count`: what is written for it, or another input of it."""
+        if (size, count) not in self._kept:
+            self._keep(self.format.read(self.processor, Image.new("RGB", size), count), size, count)
+        return self._kept.get((size, count), name)
+
+    def _keep(self, made: Any, size: tuple[int, int], count: int) -> None:
+        ids = self.format.written(self.processor, made, count)
+        self._kept.put((size, count), {IDS: ids, **self.format.written_types(self.processor, made)})
 
     def tensors(self, image: Image.Image, count: int = 1, prompt: str | None = None) -> Pixels:
         """What the model is called with for one image of a text with `count` images that asks `prompt`.
 
-        Raises ValueError without a prompt where features depend on it.
+        The tokens of its size are kept from the same call, so who needs both asks for tensors first. Raises ValueError
+        without a prompt where features depend on it.
         """
-        return self.format.tensors(self.processor, image, count, prompt)
+        made = self.format.read(self.processor, image, count)
+        if self.fixed is None and (image.size, count) not in self._kept:
+            self._keep(made, image.size, count)
+        return self.format.tensors(self.processor, made, count, prompt)
 
     def blank(self) -> Pixels:
         """The tensors of the image that stands in a batch without one. Any text will do, so long as there is one: the

@@ -13,11 +13,12 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from hacl.config import DataConfig, ObjectiveConfig
 from hacl.data.dataset import TrainingDataset
-from hacl.data.image_formats import BLANK
+from hacl.data.image_formats import BLANK, PROBES
 from hacl.data.images import check_header, load_image, resolve_image
 from hacl.data.records import Record
 from hacl.data.templates import SequenceEncoder
@@ -27,6 +28,7 @@ from hacl.training import runtime
 DECODED = 5_000
 BUILT = 20_000
 STREAMED = 2_000
+LARGE = (640, 480)  # (width, height) that several tiles are cut from
 
 
 def check_records(records: Sequence[Record], objective: ObjectiveConfig, where: str, data: DataConfig) -> None:
@@ -149,7 +151,7 @@ def check_samples(
 
 def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:
     """Refuse a processor that makes other tensors of an image than the model takes, or whose image-token count differs
-    from what tower and projector produce."""
+    from what tower and projector produce; where it depends on the shape, of several shapes."""
     adapter = find_adapter(backbone)
     names = encoder.images.format.names
     if set(names) != set(adapter.inputs):
@@ -158,10 +160,12 @@ def check_image_tokens(backbone: nn.Module, encoder: SequenceEncoder) -> None:
             f"{adapter.model.config.model_type} takes {', '.join(adapter.inputs)}; use the processor of the checkpoint"
         )
     device = next(adapter.vision_tower.parameters()).device
-    blank = {name: tensor.to(device) for name, tensor in encoder.images.blank().items()}
-    with torch.no_grad():
-        produced = len(adapter.image_embeddings(blank))
-    check_image_count(written=encoder.images.ids(BLANK).count(encoder.image_token_id), produced=produced)
+    for size in (BLANK, *PROBES, LARGE) if encoder.images.fixed is None else (BLANK,):
+        made = encoder.images.tensors(Image.new("RGB", size), prompt="describe")
+        with torch.no_grad():
+            produced = len(adapter.image_embeddings({name: tensor.to(device) for name, tensor in made.items()}))
+        written = encoder.images.ids(size).count(encoder.image_token_id)
+        check_image_count(written=written, produced=produced)
 
 
 def say(message: str) -> None:

@@ -125,7 +125,7 @@ class PreferenceCollator:
             image = load_image(resolve_image(self.image_root, row["image"]))
         except (ValueError, OSError) as error:
             raise ValueError(f"record {row['record_id']!r}: {error}") from error
-        return self.encoder.processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        return self.encoder.images.tensors(image)["pixel_values"][0]
 
 
 def _wanted(kind: str, types: Sequence[str]) -> bool:

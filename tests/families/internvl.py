@@ -36,7 +36,7 @@ def build(name: str, folder: str | Path, seed: int = 0) -> Path:
         tie_word_embeddings=False,
     )
     processor = InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
+        image_processor=GotOcr2ImageProcessor(size=size, max_patches=4),
         video_processor=InternVLVideoProcessor(size=size),
         tokenizer=tokenizer,
         image_seq_length=4,
