@@ -10,6 +10,9 @@ prefixes: the template marks nothing, as most stock ones. An answer is what its 
     before it with the generation prompt.
 
 White space at the end of an answer's stretch is no label. What a template writes behind its block to end a turn is one.
+White space at the beginning of a block is none where the generation prompt ends with it, and what precedes the answer
+is then written as in the generation prompt: LLaVA-OneVision's template has a blank and a line break there where its
+generation prompt has a line break. So training and generation begin an answer behind the same tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class ChatTemplate:
             raise ValueError("data.template=chat, but the processor has no chat template; use data.template=plain")
         self.source: str = source
         self.way = "blocks" if _BLOCK.search(_COMMENT.sub("", source)) else "prefixes"
-        self._ending = ""
+        self._opening, self._ending = self._generation_prompt(), ""
         self._ending = self._probe()
 
     def render(self, messages: Messages, **options) -> str:
@@ -89,7 +92,33 @@ class ChatTemplate:
                 f"the chat template has {len(found)} generation block(s) where the conversation has {wanted} "
                 "answer(s); write one block around each answer in the checkpoint's chat_template.jinja"
             )
-        return text, [_without_blank_end(text, start, end) for start, end in found]
+        text, spans = self._opened_as_prompted(text, found)
+        return text, [_without_blank_end(text, start, end) for start, end in spans]
+
+    def _generation_prompt(self) -> str:
+        """What the template writes for an answer to begin, "" where it cannot be told from what precedes it."""
+        asked = [{"role": "user", "content": [{"type": "text", "text": "apples ?"}]}]
+        before, after = self.render(asked), self.render(asked, add_generation_prompt=True)
+        return after[len(before) :] if after.startswith(before) else ""
+
+    def _opened_as_prompted(self, text: str, spans: Spans) -> tuple[str, Spans]:
+        """Blocks that begin with white space of the generation prompt, behind the generation prompt as it is."""
+        header = self._opening.rstrip()
+        blank = self._opening[len(header) :]
+        made, found, done = "", [], 0
+        for start, end in spans:
+            head = text[:start].rstrip()
+            blanks = len(text[start:end]) - len(text[start:end].lstrip())
+            taken = next((n for n in range(blanks + 1) if text[len(head) : start + n].endswith(blank)), 0)
+            if header and taken and head.endswith(header, done):
+                made += text[done : len(head)] + blank
+            else:
+                taken = 0
+                made += text[done:start]
+            found.append((len(made), len(made) + end - start - taken))
+            made += text[start + taken : end]
+            done = end
+        return made + text[done:], found
 
     def _probe(self) -> str:
         """What ends the turn of an answer behind its block, from a conversation of made-up words.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import AutoProcessor
 
 from hacl.data.labels import ChatTemplate, label_answers
@@ -160,6 +161,41 @@ def test_the_end_of_a_turn_is_learnt_wherever_the_block_ends_and_white_space_is_
     for turns in (TWO[:2], [*TWO[:2], *TWO[:2]][:4]):
         turns = [(role, text.replace("<image>\n", "")) for role, text in turns]
         assert learnt(chat, chat.conversation_sequence(turns)) == [said] * (len(turns) // 2)
+
+
+# LLaVA-OneVision's as its transformers checkpoints have it, without videos: the line break before an answer stands in
+# its block, behind a blank that the generation prompt does not have.
+ONEVISION = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% if message['role'] != 'assistant' %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + part['text'] }}{% endfor %}"
+    "{% else %}{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\\n' + part['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_an_answer_is_learnt_behind_the_generation_prompt_where_its_block_begins_with_a_line_break(encoder):
+    chat, turns = encoder(ONEVISION), [*TWO[:3], ("assistant", "left")]
+    assert learnt(chat, chat.conversation_sequence(turns)) == ["red<|im_end|>", "left<|im_end|>"]
+    assert chat.tokenizer.decode(chat.conversation_sequence(turns).ids).count("assistant\n") == 2
+    for said in ("red", "", "\nred"):
+        sequence = chat.caption_sequence(said)
+        prompt = [{"role": "user", "content": [{"type": "image"}]}]
+        text = chat.processor.apply_chat_template(prompt, add_generation_prompt=True)
+        stock = chat.processor(text=text, images=Image.new("RGB", (48, 48)), add_special_tokens=False)["input_ids"][0]
+        assert sequence.ids[: sequence.is_label.index(True)] == [*chat.bos, *stock]
+        assert learnt(chat, sequence) == [f"{said}<|im_end|>"]
+
+
+def test_blanks_before_a_block_stay_where_the_generation_prompt_has_none(encoder):
+    bare = ONEVISION.replace("<|im_start|>assistant\\n", "<|im_start|>assistant")
+    chat = encoder(bare)
+    text, spans = chat.chat.answers([{"role": "assistant", "content": [{"type": "text", "text": "red"}]}])
+    assert text == "<|im_start|>assistant \nred<|im_end|>" and [text[slice(*span)] for span in spans] == [
+        "\nred<|im_end|>"
+    ]
 
 
 def test_an_empty_answer_is_learnt_as_its_end_alone(encoder):
