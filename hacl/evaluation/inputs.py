@@ -113,8 +113,8 @@ class ImageEmbeddings:
         return [self.held[key] for key in keys]
 
     def _embed(self, images: Sequence[Image.Image], prompts: Sequence[str | None]) -> list[EmbeddedImage]:
-        ids = [self.images.ids(image.size) for image in images]
         tensors = [self.images.tensors(each, prompt=prompt) for each, prompt in zip(images, prompts, strict=True)]
+        ids = [self.images.ids(image.size) for image in images]
         inputs = {name: each.to(self.device) for name, each in self.images.format.collate(tensors).items()}
         image_FW = self.adapter.image_embeddings(inputs)
         counts = [each.count(self.images.token_id) for each in ids]

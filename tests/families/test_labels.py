@@ -11,6 +11,7 @@ from hacl.data.example import first_example
 from hacl.data.image_formats import has_format
 from hacl.data.labels import ChatTemplate, label_answers
 from hacl.data.literal import LiteralText
+from hacl.data.model_inputs import prompt_row
 from hacl.data.records import Record, Turn, write_records
 from hacl.data.templates import SequenceEncoder
 from tests.families.loaded import WORDS, Family
@@ -104,6 +105,18 @@ def test_the_labels_of_an_expanded_sequence_are_the_answer(family, image):
     ids, mask = (list(map(int, batch[name][0])) for name in ("input_ids", "assistant_masks"))
     ahead = len(sequence.ids) - len(ids)
     assert sequence.ids == [*encoder.bos[:ahead], *ids] and sequence.is_label == [False] * ahead + list(map(bool, mask))
+
+
+def test_a_prompt_is_the_stock_rendering_with_the_generation_prompt(chatty):
+    if chatty.template != "chat":
+        pytest.skip("its records are not rendered with a chat template")
+    encoder = encoder_of(chatty)
+    for image in chatty.images:
+        messages = [{"role": "user", "content": [IMAGE, text(WORDS)]}]
+        rendered = chatty.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        stock = chatty.processor(images=[[image]], text=[rendered], return_tensors="pt")["input_ids"][0].tolist()
+        bos = encoder.bos if stock[: len(encoder.bos)] != encoder.bos else []
+        assert prompt_row(encoder, image.size).ids == bos + stock
 
 
 def test_no_text_writes_a_special_token_or_an_image(family):
