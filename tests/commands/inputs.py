@@ -224,6 +224,8 @@ PAGES: dict[str, Page] = {
             **{f"exports/{name}": "model" for name in ("hacl", "control")},
             "exports/contrastive": "other_model",
             "llava-1.5-7b-hf": "model",
+            "qwen2-vl": "qwen2_vl",
+            "idefics2": "idefics2",
             "vg-colour.jsonl": "records",
             "vicuna-7b-v1.5": "language_model",
             "vicuna-7b-v1.1": "language_model",

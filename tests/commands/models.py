@@ -50,6 +50,30 @@ def third_model(folder: Path) -> None:
     _copy(_made_model(2, _shelf(folder)), folder)
 
 
+def qwen2_vl(folder: Path) -> None:
+    """Qwen2-VL with 28 blocks as the 7B model has; random weights."""
+    _family("qwen2_vl", 28, folder)
+
+
+def idefics2(folder: Path) -> None:
+    """Idefics2 with 32 blocks as the 8B model has; random weights."""
+    _family("idefics2", 32, folder)
+
+
+def _family(name: str, blocks: int, folder: Path) -> None:
+    """The tiny model of a family with so many decoder blocks."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from tests.families import build
+
+    build(name, folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.text_config.num_hidden_layers = blocks
+    if hasattr(config.text_config, "layer_types"):
+        config.text_config.layer_types = ["full_attention"] * blocks
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+
+
 def text_model(folder: Path) -> None:
     """A causal language model with its tokenizer: the decoder of the first."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaForCausalLM

@@ -101,7 +101,22 @@ APPENDED = (
         unless="train.output_dir=|--dry-run",
     ),
     Appended(r"evaluate\.py --model", "--max-new-tokens 4", "four words"),
-    Appended(r"(compare|extract)\b.* --config configs/", "--model llava-1.5-7b-hf", "a hub id is in that file"),
+    Appended(
+        r"(compare|extract)\b.* --config configs/",
+        "--model llava-1.5-7b-hf",
+        "a hub id is in that file",
+        unless="(qwen2_vl_7b|idefics2_8b)/(?!captions)",
+    ),
+    Appended(
+        r"(compare|extract)\b.* --config configs/\S*qwen2_vl_7b/(?!captions)",
+        "--model qwen2-vl",
+        "a hub id is in that file",
+    ),
+    Appended(
+        r"(compare|extract)\b.* --config configs/\S*idefics2_8b/(?!captions)",
+        "--model idefics2",
+        "a hub id is in that file",
+    ),
     Appended(r"diagnose\.py ", "--draws 10 --limit 8", "few records, few bootstrap draws"),
     Appended(r"compare\.py (run )?--original", "-k 2", "few states: two concepts", unless=" -k "),
     Appended(r"compare\.py (run )?--original", "--max-new-tokens 2 --bootstrap 10 --controls 2", "sizes of seconds"),
