@@ -70,6 +70,7 @@ SUBSTITUTIONS = (
     Substitution(r"--nodes 2 --head node0:29500", "--nodes 1 --per-node 2 --restarts 0", "two ranks of one machine"),
     Substitution(r"https?://(api\.openai\.com|localhost:8000)/v1", "$CHAT_URL", "a server of the tests' own"),
     Substitution(r"--select predicts:dog --mode free", "--mode free", "random words never name a dog"),
+    Substitution(r"recipes\.py --records hallucinated", "recipes.py --records vg-colour", "that is made further down"),
     Substitution(r"checkpoint-(1|2)00", r"checkpoint-\1", "a run of two steps"),
     Substitution(r"--layers 10-20", "--layers 10-11", "two layers"),
     Substitution(r"--alphas 0\.5 1 1?\.?5? ?2 (2\.5|4)", "--alphas 1", "one strength"),
@@ -145,7 +146,7 @@ APPENDED = (
     Appended(r"bench_steering\.py", "--batch 1 --new 2 --rounds 2", "sizes of seconds"),
     Appended(r"count_traffic\.py", "--width 128", "sizes of seconds"),
     Appended(r"dry_run_recipes\.py --records", "--only minigpt4/stage2", "one recipe of 15"),
-    Appended(r"fault_injection\.py", "--kills 1 --world-sizes 1 --steps 4 --save-every 2", "one kill of fifty"),
+    Appended(r"fault_injection\.py", "--kills 1 --world-sizes 1 --steps 4 --save-every 2 --variants plain", "one kill"),
     Appended(r"pocket\.py quickstart", "--smoke --workers 1 --bases 200", "hardly trained, one base"),
 )
 
