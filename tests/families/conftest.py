@@ -8,7 +8,15 @@ from tests.families.loaded import Family
 from tests.tiny_families import draw_images
 
 
-@pytest.fixture(scope="session", params=MULTIMODAL)
+def pytest_generate_tests(metafunc):
+    """`family` is every family, or those of the module's `FAMILIES_HERE`; a test may name its own."""
+    named = any("family" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "family" in metafunc.fixturenames and not named:
+        wanted = getattr(metafunc.module, "FAMILIES_HERE", MULTIMODAL)
+        metafunc.parametrize("family", wanted, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def family(request, tmp_path_factory) -> Family:
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor

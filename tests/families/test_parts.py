@@ -1,4 +1,7 @@
-"""For every family: what trains, what LoRA adapts and what the cache of a frozen tower stores."""
+"""For every family: what trains, what LoRA adapts and what the cache of a frozen tower stores.
+
+`HACL_ALL_FAMILIES=1` runs them all; without it those of `CORE` do, which differ the most.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from hacl.models.adapters import find_adapter
 from hacl.models.identity import fingerprint
 from hacl.training.build import select_trainable
 from hacl.training.caches import last_names
+from tests.families import chosen
 from tests.families.test_packed import Case, encoder_of
 
+FAMILIES_HERE = chosen()
 ALL = LearningRates(vision=1.0, projector=1.0, llm=1.0)
 
 

@@ -135,6 +135,6 @@ def test_a_benchmark_is_answered_and_scored(base, records, benchmarks, tmp_path)
 
 
 def test_a_trained_run_is_diagnosed(run, records, tmp_path):
-    how = ["--model", str(run), "--records", str(records), "--image-root", str(records.parent), "--limit", "4"]
+    how = ["--model", str(run), "--records", str(records), "--image-root", str(records.parent), "--limit", "2"]
     assert diagnose.main([*how, "--draws", "4", "--batch-size", "4", "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out/diagnosis.json").read_text())
