@@ -233,7 +233,6 @@ PAGES: dict[str, Page] = {
             "openai/clip-vit-large-patch14": "vision_tower",
             "blip2-flan-t5-xxl": "blip2",
             "vicuna-7b-v0": "vicuna",
-            "hallucinated.jsonl": "records",
             "images": "pictures",
             "blip_laion_cc_sbu_558k.json": "llava_pretraining",
             **{f"captions_{name}.json": "coco_captions" for name in ("val2017", "train2014")},
