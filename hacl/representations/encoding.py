@@ -90,7 +90,12 @@ class RowEncoder:
     def _trained(self, sample: Sample, answer: str | None, pixels: bool) -> EncodedRow:
         encoder, images = copy.copy(self.sequences), self.sequences.images
         encoder.prompt = sample.prompt
-        size = None if sample.image is None or images.fixed is not None else image_size(Path(sample.image))
+        size, made = None, {}
+        if pixels and sample.image is not None:
+            image = load_image(Path(sample.image))
+            size, made = image.size, images.tensors(image, prompt=sample.prompt)
+        elif sample.image is not None and images.fixed is None:
+            size = image_size(Path(sample.image))
         found = encoder.caption_sequence(
             "yes" if answer is None else answer,
             with_image=sample.image is not None,
@@ -103,10 +108,8 @@ class RowEncoder:
                 f"sample {sample.id!r}: no token in prompt or image, and none begins a text; give a prompt"
             )
         places = [place for span in found.image_spans for place in range(*span) if ids[place] == images.token_id]
-        row = EncodedRow(ids, prompt, self._end(ids, prompt), places)
+        row = EncodedRow(ids, prompt, self._end(ids, prompt), places, made)
         row.per_token = images.token_types(len(ids), found.image_spans, [size], prompt)
-        if pixels and sample.image is not None:
-            row.inputs = images.tensors(load_image(Path(sample.image)), prompt=sample.prompt)
         return row
 
     def _prompt(self, sample: Sample, pixels: bool) -> EncodedRow:
