@@ -6,8 +6,9 @@ Shapes: R rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from hacl.data import model_inputs
-from hacl.data.image_formats import BLANK
+from hacl.data.image_formats import BLANK, Pixels
 from hacl.data.images import image_size
 from hacl.data.model_inputs import InputRow, left_padded
 from hacl.data.templates import SequenceEncoder
@@ -73,8 +74,17 @@ class Generator:
             self._prompts[key] = prompt_row(self.encoder, prompt, None if image is None else BLANK)
         return self._prompts[key]
 
-    def inputs(self, images: Sequence[ImageLike | None], prompts: Sequence[str], device: torch.device) -> dict:
-        """Left-padded input ids and mask, both (R, T), and what the processor makes of the rows' images."""
+    def inputs(
+        self,
+        images: Sequence[ImageLike | None],
+        prompts: Sequence[str],
+        device: torch.device,
+        change: Callable[[Pixels], Pixels] | None = None,
+    ) -> dict:
+        """Left-padded input ids and mask, both (R, T), and what the processor makes of the rows' images.
+
+        change: what becomes of the tensors of each image before those of several are joined.
+        """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         shown = {_name(image): image for image in images if image is not None}  # one read for all rows of an image
@@ -86,7 +96,8 @@ class Generator:
                 continue
             key = _name(image), prompt if self.encoder.images.format.reads_prompt else None
             if key not in tensors:
-                tensors[key] = self.encoder.images.tensors(opened[key[0]], prompt=prompt)
+                made = self.encoder.images.tensors(opened[key[0]], prompt=prompt)
+                tensors[key] = made if change is None else change(made)
             rows.append(replace(self._prompt(prompt, opened[key[0]]), image=tensors[key]))
         inputs = left_padded(rows, self.pad, self.encoder.images)
         numbers = self.model.dtype
@@ -111,7 +122,7 @@ class Generator:
         with evaluating(self.model) as device:
             inputs = self.inputs(images, prompts, device)
             rows = names or [f"{row}/{prompt}" for row, prompt in enumerate(prompts)]
-            extra = {"logits_processor": self._processors(settings, inputs, rows)}
+            extra = {"logits_processor": self._processors(settings, rows, images, prompts, device)}
             if settings.min_new_tokens:
                 extra["min_new_tokens"] = settings.min_new_tokens
             output = self.model.generate(
@@ -127,17 +138,15 @@ class Generator:
             )
         return [self._reply(ids) for ids in output[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    def _processors(self, settings: Decoding, inputs: dict, rows: Sequence[str]) -> LogitsProcessorList:
+    def _processors(self, settings: Decoding, rows: Sequence[str], images, prompts, device) -> LogitsProcessorList:
         """What changes the logits of each step, in order: the contrast comes before penalties and sampling."""
         found = LogitsProcessorList()
         if settings.vcd is not None:
-            from hacl.evaluation.visual_contrastive import VisualContrastProcessor
+            from hacl.evaluation.visual_contrastive import VisualContrastProcessor, distorted
 
-            found.append(
-                VisualContrastProcessor(
-                    self.model, settings.vcd, inputs["attention_mask"], inputs["pixel_values"], settings.seed
-                )
-            )
+            noise = functools.partial(distorted, step=settings.vcd.noise, seed=settings.seed)
+            noised = self.inputs(images, prompts, device, noise)
+            found.append(VisualContrastProcessor(self.model, settings.vcd, noised))
             if settings.repetition_penalty != 1:
                 found.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
         if settings.temperature:

@@ -11,13 +11,16 @@ Shapes: R rows, I images, T tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor
+from transformers import DynamicCache, LogitsProcessor
 
 from hacl.evaluation.runner.decoding import NOISE_STEPS, VisualContrast
+from hacl.models.adapters import unwrap
 
 
 def noise_scales(step: int) -> tuple[float, float]:
@@ -32,7 +35,7 @@ def noise_scales(step: int) -> tuple[float, float]:
 
 
 def distort(pixels_I: Tensor, step: int, seed: int = 0) -> Tensor:
-    """Images (I, 3, H, W), as the processor made them, with noise of diffusion step `step`.
+    """Images (I, ...), as the processor made them, with noise of diffusion step `step`.
 
     The noise of an image comes from the seed and its own pixels, so it is the same in any batch, for any question.
     """
@@ -54,17 +57,17 @@ def contrast(scores_RV: Tensor, distorted_RV: Tensor, alpha: float, beta: float)
 class VisualContrastProcessor(LogitsProcessor):
     """Contrasts the scores of one call of `generate` with those of the same text after noised images.
 
-    attention_mask_RT, pixel_values: what `generate` was called with; rows are padded on the left. Every new token costs
-    one more decoder call, and the first one also a call of the vision tower.
+    inputs: all that `generate` is called with, its images distorted (`distorted`). One processor serves one call.
     """
 
-    def __init__(
-        self, model: nn.Module, settings: VisualContrast, attention_mask_RT: Tensor, pixel_values: Tensor, seed: int = 0
-    ):
-        self.model, self.settings = model, settings
-        self.mask_RT = attention_mask_RT
-        self.pixels = distort(pixel_values, settings.noise, seed)
-        self.cache = None
+    def __init__(self, model: nn.Module, settings: VisualContrast, inputs: Mapping[str, Tensor]):
+        self.model, self.settings = unwrap(model), settings
+        self.inputs = {name: tensor for name, tensor in inputs.items() if name not in ("input_ids", "attention_mask")}
+        self.mask_RT = inputs["attention_mask"]
+        self.own_positions = "image_grid_thw" in inputs  # in time, height and width, from the grid
+        takes = inspect.signature(self.model.forward).parameters["pixel_values"]
+        self.needs_pixels = takes.default is inspect.Parameter.empty  # in every forward, as the Q-Former models'
+        self.cache: DynamicCache | None = None
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -78,18 +81,44 @@ class VisualContrastProcessor(LogitsProcessor):
         if new != (0 if first else 1):
             raise ValueError(f"{new} new tokens in one step: visual contrastive decoding needs one, without beams")
         self.mask_RT = torch.cat([self.mask_RT, self.mask_RT.new_ones(len(ids_RT), new)], dim=1)
-        positions_RT = (self.mask_RT.cumsum(-1) - 1).clamp_min(0)
-        output = self.model(
+        if first:
+            self.cache = DynamicCache(config=self.model.config.get_text_config())
+        stream = self.model.language_model if self.needs_pixels and not first else self.model
+        output = stream(
             input_ids=ids_RT if first else ids_RT[:, -1:],
             attention_mask=self.mask_RT,
-            position_ids=positions_RT if first else positions_RT[:, -1:],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-            **({"pixel_values": self.pixels} if first else {}),
+            **self._positions(first),
+            **(self.inputs if first else {}),
         )
-        self.cache = output.past_key_values
         return output.logits[:, -1].float()
+
+    def _positions(self, first: bool) -> dict[str, Tensor]:
+        """Those of the new tokens; none where the model makes them from the images."""
+        positions_RT = (self.mask_RT.cumsum(-1) - 1).clamp_min(0)
+        if not self.own_positions:
+            return {"position_ids": positions_RT if first else positions_RT[:, -1:]}
+        if first:
+            return {}
+        after_R1 = positions_RT[:, -1:] + self.model.model.rope_deltas.to(positions_RT)
+        return {"position_ids": after_R1.expand(3, -1, -1)}
+
+
+def distorted(image: Mapping[str, Tensor], step: int, seed: int = 0) -> dict[str, Tensor]:
+    """The tensors of one image, as `ImageText.tensors` gives them, with noise of diffusion step `step`.
+
+    The noise comes from the seed and the image. What pads an image (`pixel_attention_mask`) stays as it is.
+    """
+    found = dict(image)
+    for name in ("pixel_values", "high_res_pixel_values"):
+        if name in image:
+            found[name] = distort(image[name][None], step, seed)[0]
+    if "pixel_attention_mask" in image:
+        seen = image["pixel_attention_mask"].bool().unsqueeze(-3)
+        found["pixel_values"] = torch.where(seen, found["pixel_values"], image["pixel_values"])
+    return found
 
 
 def _noise_like(pixels: Tensor, seed: int) -> Tensor:

@@ -101,10 +101,8 @@ def test_scores_equal_those_of_the_definition_behind_a_growing_cache(loaded, ima
 
     model, _ = loaded
     inputs = generator(loaded).inputs(images[:1], QUESTIONS[:1], torch.device("cpu"))
-    processor = VisualContrastProcessor(
-        model, VisualContrast(1.5, 0.05), inputs["attention_mask"], inputs["pixel_values"]
-    )
     noised = distort(inputs["pixel_values"], 500)
+    processor = VisualContrastProcessor(model, VisualContrast(1.5, 0.05), {**inputs, "pixel_values": noised})
     text = inputs["input_ids"]
     for new in ([], [9], [12], [7]):
         text = torch.cat([text, torch.tensor([new], dtype=torch.long)], dim=1)
