@@ -59,7 +59,8 @@ def encode(encoder: RowEncoder, row: ContrastRow, pooling: str, token: str, *, s
         found = Branched([context] * len(BRANCHES), [_context(context, token, row.id), last, last], keep=True)
         found.shared = shared_prefix(found.sequences) if share else 0
         return found
-    alone = encoder.sequences is None  # the processor expands images itself: ids and pixels belong together
+    # Where the processor expands images itself, ids and pixels belong together; else features may read the prompt.
+    alone = encoder.sequences is None or encoder.sequences.images.format.reads_prompt
     made = [
         encoder.row(Sample(row.id, row.image, row.prompt + side.suffix), side.answer, pixels=alone) for side in sides
     ]
@@ -83,8 +84,11 @@ def extend(branched: Branched, side: int, continuation: Sequence[int]) -> None:
 
 def shared_prefix(sequences: Sequence[EncodedRow]) -> int:
     """How many first tokens all sequences have; 0 if their images are not among them, positions are not 0, 1, 2..., or
-    what a token sees depends on its type."""
+    what a token sees depends on its type, or features of the image read different prompts."""
     if any(any(map(any, one.per_token.values())) or "image_grid_thw" in one.inputs for one in sequences):
+        return 0
+    read = [one.inputs.get("qformer_input_ids") for one in sequences]
+    if any(ids is not None and not torch.equal(ids, read[0]) for ids in read):
         return 0
     count = 0
     for tokens in zip(*(one.ids for one in sequences), strict=False):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hacl.models.adapters import auto_class
@@ -225,12 +226,23 @@ def _probe(model: nn.Module, folder: Path) -> dict[str, Tensor]:
     from PIL import Image
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(folder)
+    from hacl.data.model_inputs import prompt_inputs
+    from hacl.data.templates import SequenceEncoder
+
+    room = 1 << 20  # nothing is cut
+    encoder = SequenceEncoder(
+        AutoProcessor.from_pretrained(folder),
+        template="plain",
+        prompt="describe",
+        max_length=room,
+        max_caption_length=room,
+    )
     gradient = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
-    made = processor(text=[processor.image_token], images=[gradient], return_tensors="pt")
+    made = prompt_inputs(encoder, [gradient])
     words = torch.where(words == image_token, 0, words)
-    ids = torch.cat([made.pop("input_ids"), words[None]], dim=1)
-    return {**made, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ids = torch.cat([made["input_ids"], words[None]], dim=1)
+    own = {name: F.pad(made[name], (0, len(words))) for name in encoder.images.format.token_types}
+    return {**made, **own, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @torch.no_grad()
