@@ -21,8 +21,10 @@ from hacl.evaluation.inputs import ImageEmbeddings, evaluating, make_encoder, ro
 from hacl.evaluation.likelihood import LogLikelihoods
 from hacl.evaluation.runner.decoding import Decoding
 from hacl.models.adapters import find_adapter
+from hacl.representations.parts import find_parts
 from hacl.representations.samples import Sample
 from hacl.steering import PositionPolicy
+from hacl.steering.tracker import Tracker
 
 
 class Side:
@@ -71,8 +73,8 @@ def two_sides(original: nn.Module, tuned: nn.Module | None, processor, template:
 @dataclass(frozen=True)
 class ForcedBatch:
     """Right-padded rows of prompt and text. rows: indices of their samples; prompts: tokens before the first label;
-    ids_RT and mask_RT on the CPU; image_RT: image tokens; labels: (row, column) of every token of the texts, EOS
-    included, but for a row's first token, which nothing predicts.
+    ids_RT and mask_RT on the CPU; image_RT: image tokens, the markers around them not; labels: (row, column) of every
+    token of the texts, EOS included, but for a row's first token, which nothing predicts.
     """
 
     rows: list[int]
@@ -115,21 +117,26 @@ def forced_batches(side: Side, samples: Sequence[Sample], texts: Sequence[str], 
             raise ValueError(f"sample {sample.id!r}: its text has no token that another comes before")
     # By length, so that little is padding; rows of one image together, so that the tower reads it once per batch.
     order = sorted(range(len(samples)), key=lambda i: (len(sequences[i]), str(samples[i].image), i))
-    return [_batch(order[start : start + batch_size], samples, sequences) for start in range(0, len(order), batch_size)]
+    image_token_id = side.encoder.image_token_id
+    return [
+        _batch(order[start : start + batch_size], samples, sequences, image_token_id)
+        for start in range(0, len(order), batch_size)
+    ]
 
 
-def _batch(rows: list[int], samples: Sequence[Sample], sequences: Sequence[EncodedSequence]) -> ForcedBatch:
+def _batch(
+    rows: list[int], samples: Sequence[Sample], sequences: Sequence[EncodedSequence], image_token_id: int
+) -> ForcedBatch:
     chosen = [sequences[i] for i in rows]
     shape = (len(rows), max(map(len, chosen)))
-    ids, mask, image = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool), None
-    image, labels = mask.clone(), []
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    labels: list[tuple[int, int]] = []
     for row, sequence in enumerate(chosen):
         ids[row, : len(sequence)] = torch.tensor(sequence.ids)
         mask[row, : len(sequence)] = True
-        for start, end in sequence.image_spans:
-            image[row, start:end] = True
         labels += [(row, column) for column in sequence.predicted]
     prompts = [sequence.predicted[0] for sequence in chosen]
+    image = mask & (ids == image_token_id)
     return ForcedBatch(rows, [samples[i] for i in rows], chosen, prompts, ids, mask, image, torch.tensor(labels))
 
 
@@ -142,7 +149,7 @@ class ForcedReader:
 
     def __init__(self, side: Side, device: torch.device):
         self.side, self.device = side, device
-        self.adapter = find_adapter(side.model)
+        self.adapter, self.parts = find_adapter(side.model), find_parts(side.model)
         self.images = ImageEmbeddings(side.model, side.processor, device)
 
     def embed(self, batch: ForcedBatch) -> dict[str, Any]:
@@ -153,8 +160,6 @@ class ForcedReader:
         rows, image_FW = row_batch(self.adapter, batch.sequences, images)
         embeds_RTD = self.adapter.merge(rows, image_FW)
         attention = self.adapter.attention(rows, embeds_RTD.dtype)
-        if attention["attention_mask"] is None:  # a session reads from it where padding is
-            attention["attention_mask"] = batch.mask_RT.long().to(self.device)
         return {
             "inputs_embeds": embeds_RTD,
             "position_ids": self.adapter.positions(rows),
@@ -164,7 +169,8 @@ class ForcedReader:
 
     def run(self, batch: ForcedBatch, embedded: dict[str, Any]) -> Tensor:
         """(R, T, D) states after the final norm. embedded: what `embed` gave for the batch."""
-        return self.adapter.decoder(**embedded, use_cache=False).last_hidden_state
+        with Tracker.of(self.parts).attending(batch.mask_RT):  # a family's own mask does not say where padding is
+            return self.adapter.decoder(**embedded, use_cache=False).last_hidden_state
 
     def log_probs(self, batch: ForcedBatch, embedded: dict[str, Any]) -> Tensor:
         """(Nl, V) log-probabilities, fp32, of the token at each label position."""

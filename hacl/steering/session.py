@@ -287,7 +287,8 @@ class Session:
             axis = 1 if name == "position_ids" and isinstance(value, Tensor) and value.ndim == 3 else 0  # 3D: Qwen2-VL
             if isinstance(value, Tensor) and value.shape[axis] == step.shape[0]:
                 inputs[name] = value[:, :: step.copies] if axis else value[:: step.copies]
-        inputs["attention_mask"] = one.attended_RT.to(next(self._parts.decoder.parameters()).device).long()
+        attended_RT = one.attended_RT.to(next(self._parts.decoder.parameters()).device).long()
+        inputs["attention_mask"] = _of_first_copies(kwargs.get("attention_mask"), step.copies, attended_RT)
         states = self._pass(lambda: self._parts.decoder(**inputs), one)
         self._waiting = {}
         self._decide(states, step.shape[0])
@@ -372,3 +373,11 @@ class Session:
             self.trace.add(self.stats.forwards - 1, index, every, self._step.positions_RT)
             self.trace.measure(index, h_RTD, changed, mask)
         return changed
+
+
+def _of_first_copies(mask: Any, copies: int, attended_RT: Tensor) -> Any:
+    """The decoder's mask of every first copy: one that says which token sees which as it is, else which are there."""
+    if isinstance(mask, dict):
+        return {kind: _of_first_copies(each, copies, attended_RT) for kind, each in mask.items()}
+    whole = isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == attended_RT.shape[1]
+    return mask[::copies] if whole else attended_RT

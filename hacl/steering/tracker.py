@@ -46,6 +46,7 @@ class Tracker:
         self._sequence: Sequence | None = None
         self._ids: Tensor | None = None
         self._handles: list = []
+        self._given_RT: Tensor | None = None  # see `attending`
         self._reader: Any = None  # the hook that looks at token ids, where a session asks for them
 
     @classmethod
@@ -74,6 +75,16 @@ class Tracker:
             yield
         finally:
             self.muted = before
+
+    @contextlib.contextmanager
+    def attending(self, mask_RT: Tensor) -> Iterator[None]:
+        """Inside, tokens of a forward are there where `mask_RT` (R, T) is true, whatever mask the decoder gets: it may
+        be one of the family's own, which says what each token sees."""
+        before, self._given_RT = self._given_RT, mask_RT
+        try:
+            yield
+        finally:
+            self._given_RT = before
 
     def _install(self) -> None:
         model, decoder = self.parts.model, self.parts.decoder
@@ -127,7 +138,7 @@ class Tracker:
         rows, length = tokens.shape[:2]
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        mask = kwargs.get("attention_mask")
+        mask = kwargs.get("attention_mask") if self._given_RT is None else self._given_RT
         ids, self._ids = self._prompt_ids(past, length) if self._ids is None else self._ids, None
         if self._is_new(rows, past, cache):
             self._sequence = self._begin(rows, past, length, mask)
