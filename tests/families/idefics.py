@@ -19,14 +19,6 @@ def build(name: str, folder: str | Path, seed: int = 0) -> Path:
     return save(folder, *{"idefics2": _idefics2, "idefics3": _idefics3, "smolvlm": _smolvlm}[name]())
 
 
-def allow_smolvlm_images() -> None:
-    """Let the processor of SmolVLM be made where num2words, which it calls for videos alone, is not installed."""
-    from transformers.models.smolvlm import processing_smolvlm
-
-    if processing_smolvlm.num2words is None:
-        processing_smolvlm.num2words = str
-
-
 def _idefics2():
     from transformers import (
         Idefics2Config,
@@ -102,7 +94,6 @@ def _smolvlm():
         SmolVLMVideoProcessor,
     )
 
-    allow_smolvlm_images()
     names = {"image_token": "<image>", "fake_image_token": MARKS[0], "end_of_utterance_token": MARKS[1]}
     names |= {"global_image_token": TILES[0], "video_token": "<video>"}
     tokenizer = extended_tokenizer(names, TILES[1:])
