@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.families import chosen
 from tests.families.common import encode, prompt
 from tests.families.loaded import WORDS, sees, visible
+
+FAMILIES_HERE = chosen()
 
 
 def test_positions_are_those_of_the_facts(family):

@@ -7,6 +7,9 @@ import torch
 from hacl.evaluation.generation import Generator
 from hacl.evaluation.runner.decoding import Decoding, VisualContrast
 from hacl.evaluation.visual_contrastive import VisualContrastProcessor, distorted
+from tests.families import chosen
+
+FAMILIES_HERE = chosen()
 
 PROMPTS = ["describe the image .", "what is on the left"]
 CPU = torch.device("cpu")

@@ -7,7 +7,10 @@ import torch
 
 from hacl.steering import MeanSteerer
 from hacl.steering.fold import WITH_SLOT, FoldError, _probe, fold
+from tests.families import chosen
 from tests.families.loaded import Family
+
+FAMILIES_HERE = chosen()
 
 
 def test_a_family_folds_where_its_decoder_is_a_llama(family: Family, tmp_path):

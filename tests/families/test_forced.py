@@ -8,6 +8,9 @@ import torch
 from hacl.compare.forced import ForcedReader, Side, forced_batches
 from hacl.representations.samples import Sample
 from hacl.steering import MeanSteerer, steering
+from tests.families import chosen
+
+FAMILIES_HERE = chosen()
 
 TEXTS = ("a red square on the left", "no")
 PROMPT = "describe the image ."

@@ -14,7 +14,10 @@ from hacl.data.literal import LiteralText
 from hacl.data.model_inputs import prompt_row
 from hacl.data.records import Record, Turn, write_records
 from hacl.data.templates import SequenceEncoder
+from tests.families import chosen
 from tests.families.loaded import WORDS, Family
+
+FAMILIES_HERE = chosen()
 
 ANSWER = ["a", "red", "square", "</s>"]
 IMAGE = {"type": "image"}
