@@ -25,7 +25,10 @@ class OneReduction(DeepSpeedEngineWrapper):
         self._is_open = False
 
     def backward(self, loss: Tensor, sync_gradients: bool = True, **options) -> None:
-        """Raises ConfigError where the optimizer of the engine cannot keep gradients."""
+        """Back-propagate one micro-batch. loss: 0-d; sync_gradients: whether it ends the step.
+
+        Raises ConfigError where the optimizer of the engine cannot keep gradients.
+        """
         if not self._is_open:
             try:
                 self._kept.enter_context(self.engine.coalesce_grad_reduction())
